@@ -1,0 +1,72 @@
+"""Music2Vec (Li et al. 2022) as a Hugging Face model library: pretraining, layer-wise embeddings, honest probes."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Music2VecConfig": "configuration_music2vec",
+    "Music2VecFeatureExtractor": "feature_extraction_music2vec",
+    "Music2VecForPreTraining": "modeling_music2vec",
+    "Music2VecForSequenceClassification": "modeling_music2vec",
+    "Music2VecModel": "modeling_music2vec",
+    "EMATeacher": "teacher_music2vec",
+    "sample_mask_group": "masking_music2vec",
+    "sample_mask_time_indices": "masking_music2vec",
+    "convert_fairseq_state_dict": "hub",
+    "embed": "embeddings",
+    "load_recipe": "pretraining.arguments",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'music2vec_hf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"music2vec_hf.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
+
+
+def _check_torchaudio() -> None:
+    # transformers imports torchaudio as soon as it is installed, and fails with it in a long traceback.
+    from importlib.util import find_spec
+
+    if find_spec("torchaudio") is None:
+        return
+    try:
+        importlib.import_module("torchaudio")
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"The installed torchaudio cannot be loaded with the installed torch ({str(error).splitlines()[0]}); "
+            "install a pair that fits: pip install --upgrade 'torch>=2.11,<2.15' 'torchaudio>=2.11,<2.12'"
+        ) from error
+
+
+def _register() -> None:
+    from transformers import (
+        AutoConfig,
+        AutoFeatureExtractor,
+        AutoModel,
+        AutoModelForAudioClassification,
+        AutoModelForPreTraining,
+    )
+
+    from .configuration_music2vec import Music2VecConfig
+    from .feature_extraction_music2vec import Music2VecFeatureExtractor
+    from .modeling_music2vec import Music2VecForPreTraining, Music2VecForSequenceClassification, Music2VecModel
+
+    # exist_ok: a transformers that brings a model of this name itself must not break the import.
+    AutoConfig.register(Music2VecConfig.model_type, Music2VecConfig, exist_ok=True)
+    AutoFeatureExtractor.register(Music2VecConfig, Music2VecFeatureExtractor, exist_ok=True)
+    AutoModel.register(Music2VecConfig, Music2VecModel, exist_ok=True)
+    AutoModelForPreTraining.register(Music2VecConfig, Music2VecForPreTraining, exist_ok=True)
+    AutoModelForAudioClassification.register(Music2VecConfig, Music2VecForSequenceClassification, exist_ok=True)
+
+
+_check_torchaudio()
+_register()

@@ -1,0 +1,1 @@
+"""Audio in, training batches out: decoding, corpora, crops, and the embedded synthetic corpus."""

@@ -1,0 +1,214 @@
+"""Opening an audio file of any format and reading it frame by frame, before mixing and resampling.
+
+soundfile reads wav, flac, ogg, opus, mp3, aiff and their kin. What it cannot read goes to torchcodec where that
+optional package is installed; FFmpeg is never required. The first half of row 1 of the data's way in the design.
+"""
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+SOUNDFILE_SUFFIXES = frozenset(
+    ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .caf".split()
+)
+CODEC_SUFFIXES = frozenset(".m4a .m4b .mp4 .aac .wma .webm .mka .mkv .mov .ac3 .wv .ape".split())
+
+# A header may state any rate; outside this range it is damage, not audio (and would cost unbounded memory).
+MIN_RATE, MAX_RATE = 2_000, 768_000
+
+# Frames read at a time near damage; about one FLAC block.
+SMALL_READ = 4_096
+
+# How the containers that only torchcodec reads begin: (offset, bytes).
+_CODEC_MAGIC = (
+    (4, b"ftyp"),  # m4a, mp4, mov
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # wma
+    (0, b"\x1a\x45\xdf\xa3"),  # mka, mkv, webm
+    (0, b"\xff\xf1"),  # aac (ADTS, MPEG-4)
+    (0, b"\xff\xf9"),  # aac (ADTS, MPEG-2)
+)
+
+AudioSource = str | os.PathLike | bytes | BinaryIO
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used. Its text is one sentence that names the file.
+
+    Attributes:
+        name (`str`): the file, as the caller named it.
+        kind (`str`): one or two words to count by: "unreadable", "empty", "undecodable", "codec missing",
+            "non-finite", "out of range", "too short".
+        detail (`str`): the sentence without the file's name.
+    """
+
+    def __init__(self, name: str, kind: str, detail: str):
+        super().__init__(name, kind, detail)
+        self.name, self.kind, self.detail = name, kind, detail
+
+    def __str__(self) -> str:
+        return f"Cannot use the audio of {self.name}: {self.detail}"
+
+
+class SoundfileDecoder:
+    """Reads with libsndfile. `frames` is what the header states."""
+
+    def __init__(self, source: str | bytes):
+        self._file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
+        self.rate, self.frames = self._file.samplerate, self._file.frames
+
+    def seek(self, frame: int) -> None:
+        self._file.seek(frame)
+
+    def read(self, num_frames: int) -> np.ndarray:
+        """The next at most `num_frames` frames, float32 `[n, channels]`; `n` is 0 at the end."""
+        position = self._file.tell()
+        try:
+            return self._file.read(num_frames, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError:
+            if num_frames <= SMALL_READ:
+                raise
+        return self._read_up_to_damage(position, num_frames)
+
+    def _read_up_to_damage(self, position: int, num_frames: int) -> np.ndarray:
+        """A failed read returns nothing of what it decoded: read again from `position` in small pieces."""
+        pieces, length = [], 0
+        self._file.seek(position)
+        while length < num_frames:
+            try:
+                piece = self._file.read(min(SMALL_READ, num_frames - length), dtype="float32", always_2d=True)
+            except soundfile.SoundFileError:
+                if not pieces:
+                    raise
+                break
+            if len(piece) == 0:
+                break
+            pieces.append(piece)
+            length += len(piece)
+        return np.concatenate(pieces) if pieces else np.zeros((0, self._file.channels), np.float32)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TorchcodecDecoder:
+    """Reads with torchcodec. `frames` is what the header states, 0 where it states nothing."""
+
+    def __init__(self, source: str | bytes):
+        from torchcodec.decoders import AudioDecoder
+
+        self._decoder = AudioDecoder(source)
+        metadata = self._decoder.metadata
+        self.rate = int(metadata.sample_rate)
+        self.frames = round((metadata.duration_seconds_from_header or 0.0) * self.rate)
+        # Some containers start their clock at the encoder's delay, not at zero.
+        self._origin = metadata.begin_stream_seconds_from_header or 0.0
+        self._frame = 0
+
+    def seek(self, frame: int) -> None:
+        self._frame = frame
+
+    def read(self, num_frames: int) -> np.ndarray:
+        """The next at most `num_frames` frames, float32 `[n, channels]`; `n` is 0 at the end."""
+        start = self._origin + self._frame / self.rate
+        try:
+            samples = self._decoder.get_samples_played_in_range(start, start + num_frames / self.rate)
+        except (RuntimeError, IndexError) as error:
+            if self.frames and self._frame >= self.frames:
+                return np.zeros((0, 1), np.float32)
+            raise soundfile.SoundFileRuntimeError(_one_line(error)) from error
+        block = samples.data.numpy().T[:num_frames]  # [n, channels]
+        self._frame += len(block)
+        return block
+
+    def close(self) -> None:
+        pass
+
+
+Decoder = SoundfileDecoder | TorchcodecDecoder
+
+
+def source_name(source: AudioSource) -> str:
+    """What errors call this source: the path, the file object's name, or the number of bytes."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes in memory"
+    return str(getattr(source, "name", "a file object"))
+
+
+def open_decoder(source: AudioSource, name: str) -> Decoder:
+    """Open audio with the first decoder that can.
+
+    Args:
+        source: path, encoded bytes, or binary file object (read whole; it is encoded audio, thus small).
+        name (`str`): what an error calls the source.
+
+    Returns:
+        A decoder with `rate` (Hz), `frames` (as the header states), `seek(frame)`, `read(num_frames)`, `close()`.
+
+    Raises:
+        AudioError: if the source cannot be opened, is empty, or is in no format that an installed decoder reads.
+    """
+    if not isinstance(source, (str, os.PathLike, bytes)):
+        source = source.read()
+    head, source = _first_bytes(source, name)
+    try:
+        decoder: Decoder = SoundfileDecoder(source)
+    except soundfile.SoundFileError as error:
+        decoder = _open_with_torchcodec(source, name, head, _one_line(error))
+    if not MIN_RATE <= decoder.rate <= MAX_RATE:
+        decoder.close()
+        raise AudioError(
+            name, "undecodable", f"it states a sampling rate of {decoder.rate} Hz, outside {MIN_RATE} to {MAX_RATE}."
+        )
+    return decoder
+
+
+def _first_bytes(source: str | os.PathLike | bytes, name: str) -> tuple[bytes, str | bytes]:
+    """The first bytes and the source in the form that the decoders take; refuses what cannot be opened or is empty."""
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        source = os.fspath(source)
+        try:
+            with open(source, "rb") as file:
+                head = file.read(16)
+        except OSError as error:
+            raise AudioError(name, "unreadable", f"it cannot be opened ({error.strerror}).") from error
+    if not head:
+        raise AudioError(name, "empty", "it has 0 bytes.")
+    return head, source
+
+
+def _open_with_torchcodec(source: str | bytes, name: str, head: bytes, reason: str) -> Decoder:
+    """The second try, for what soundfile refused with `reason`."""
+    suffix = Path(source).suffix.lower() if isinstance(source, str) else ""
+    foreign = suffix in CODEC_SUFFIXES or any(head[at : at + len(magic)] == magic for at, magic in _CODEC_MAGIC)
+    try:
+        return TorchcodecDecoder(source)
+    except ImportError as error:
+        if foreign:
+            raise AudioError(
+                name,
+                "codec missing",
+                "this format needs the `codecs` extra; run `pip install music2vec_hf[codecs]` or convert it to FLAC.",
+            ) from error
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        # torchcodec raises these for a damaged file, for one without audio, and where FFmpeg's libraries are missing.
+        if foreign:
+            raise AudioError(
+                name,
+                "undecodable",
+                f"torchcodec (the `codecs` extra, which needs FFmpeg's shared libraries) says: {_one_line(error)}",
+            ) from error
+    raise AudioError(name, "undecodable", f"no decoder reads it ({reason}).")
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of a library's message, without the source's repr, which would hold addresses or whole files."""
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.split("\n")[0].split())[:200].rstrip(".")

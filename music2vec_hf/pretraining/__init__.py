@@ -1,0 +1,1 @@
+"""Pretraining: recipes, schedules, the loop, checkpoints and monitors."""

@@ -1,0 +1,117 @@
+"""Baselines beside a learned representation: spectral statistics as features, and predictors that hear nothing.
+
+The spectral features follow JukeMIR: mean and standard deviation over time of the feature and of its first and second
+differences. Chroma is the variant that did best on the synthetic corpus: the square root of the magnitude of a long
+Fourier transform between 60 and 1,000 Hz, averaged per pitch class.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .tasks import TaskData
+
+SAMPLING_RATE = 16_000
+NUM_MFCC = 20
+CHROMA_WINDOW = 8192
+CHROMA_HOP = 2048
+MFCC_WINDOW = 1024
+MFCC_HOP = 512
+NUM_MEL_BANDS = 64
+
+
+def time_statistics(frames: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation over time of a feature and of its first and second differences.
+
+    Args:
+        frames (`np.ndarray` of shape `(T, C)`): one frame or more; a clip too short for a difference gets zeros.
+
+    Returns:
+        `np.ndarray` of shape `(6 * C,)`, float32: mean and deviation of the feature, of its first, of its second
+        differences.
+    """
+    parts = []
+    for order in range(3):
+        values = np.diff(frames, n=order, axis=0) if len(frames) > order else np.zeros_like(frames[:1])
+        parts.extend([values.mean(axis=0), values.std(axis=0)])
+    return np.concatenate(parts).astype(np.float32)
+
+
+@cache
+def _mfcc_transform():
+    from torchaudio.transforms import MFCC
+
+    mel = {"n_fft": MFCC_WINDOW, "hop_length": MFCC_HOP, "n_mels": NUM_MEL_BANDS}
+    return MFCC(sample_rate=SAMPLING_RATE, n_mfcc=NUM_MFCC, melkwargs=mel)
+
+
+def mfcc_frames(audio: np.ndarray) -> np.ndarray:
+    """20 mel-frequency cepstral coefficients every 32 ms: audio `[N]` at 16 kHz to `[T, 20]`."""
+    return _mfcc_transform()(torch.as_tensor(_at_least(audio, MFCC_WINDOW))).T.numpy()
+
+
+@cache
+def _pitch_class_matrix() -> tuple[torch.Tensor, torch.Tensor]:
+    frequencies = torch.arange(CHROMA_WINDOW // 2 + 1) * SAMPLING_RATE / CHROMA_WINDOW
+    inside = (frequencies >= 60) & (frequencies <= 1000)
+    # 69 is the MIDI number of A at 440 Hz; pitch class 0 is C.
+    pitch_classes = torch.round(69 + 12 * torch.log2(frequencies[inside] / 440)).long() % 12
+    members = torch.nn.functional.one_hot(pitch_classes, 12).to(torch.float32)
+    return inside, members / members.sum(dim=0)
+
+
+def chroma_frames(audio: np.ndarray) -> np.ndarray:
+    """Chroma every 128 ms: audio `[N]` at 16 kHz to `[T, 12]`, C first, scaled so that the clip's mean is 1."""
+    inside, matrix = _pitch_class_matrix()
+    samples = torch.as_tensor(_at_least(audio, CHROMA_WINDOW))
+    window = torch.hann_window(CHROMA_WINDOW)
+    spectrum = torch.stft(samples, CHROMA_WINDOW, CHROMA_HOP, window=window, return_complex=True)
+    chroma = spectrum[inside].abs().sqrt().T @ matrix  # [T, 12]
+    # Level is no property of the harmony: a quiet clip gets the same chroma as a loud one.
+    return (chroma / chroma.mean().clamp_min(1e-8)).numpy()
+
+
+def _at_least(audio: np.ndarray, num_samples: int) -> np.ndarray:
+    """Pad a very short clip with silence to one window."""
+    audio = np.asarray(audio, dtype=np.float32)
+    return np.pad(audio, (0, max(0, num_samples - len(audio))))
+
+
+def _features_of(paths: Sequence[str | Path], frames: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    from ..data.audio import read_audio
+
+    return np.stack([time_statistics(frames(read_audio(path))) for path in paths])
+
+
+def mfcc_features(paths: Sequence[str | Path]) -> np.ndarray:
+    """Statistics of MFCCs of audio files, `[n, 120]` float32."""
+    return _features_of(paths, mfcc_frames)
+
+
+def chroma_features(paths: Sequence[str | Path]) -> np.ndarray:
+    """Statistics of chroma of audio files, `[n, 72]` float32."""
+    return _features_of(paths, chroma_frames)
+
+
+def chance_outputs(task_data: TaskData) -> tuple[str, np.ndarray]:
+    """Outputs of a predictor that knows the training targets and hears nothing.
+
+    Single label: the most frequent training class for every track. Multi-label: the share of training tracks with each
+    tag. Regression: the mean of the training targets.
+
+    Returns:
+        `tuple[str, np.ndarray]`: what it is, and outputs `[num_test_tracks, K]`, to be scored like a probe's.
+    """
+    targets = task_data.splits["train"].targets
+    num_tracks = len(task_data.splits["test"].track_ids)
+    if task_data.task.problem_type == "single_label_classification":
+        outputs = np.bincount(targets, minlength=len(task_data.task.labels)).astype(np.float32)
+        description = "most frequent training class"
+    elif task_data.task.problem_type == "multi_label_classification":
+        outputs, description = targets.mean(axis=0), "share of training tracks with the tag"
+    else:
+        outputs, description = targets.mean(axis=0), "mean of the training targets"
+    return description, np.tile(outputs.astype(np.float32), (num_tracks, 1))

@@ -1,0 +1,64 @@
+"""Validation scores of many probes at once, on tensors: what early stopping and the choice of a probe look at.
+
+Same definitions as in `metrics.py`, which scores the test split; here one call scores every probe of a batch, on the
+device where it is trained. A test holds the two against each other.
+"""
+
+import numpy as np
+import torch
+
+from .metrics import key_score_table, scorable_tags
+
+
+def _mid_ranks(scores: torch.Tensor) -> torch.Tensor:
+    """Rank along the last dimension, from 1; ties share the mean of their ranks."""
+    scores = scores.contiguous()
+    ordered = scores.sort(dim=-1).values
+    below = torch.searchsorted(ordered, scores)
+    not_above = torch.searchsorted(ordered, scores, right=True)
+    return (below + not_above + 1).to(torch.float64) / 2
+
+
+def selection_scores(metric: str, references: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """Score every probe with the task's primary metric.
+
+    Args:
+        metric (`str`): `accuracy`, `weighted_key_score`, `roc_auc` or `r2` (mean over dimensions).
+        references (`torch.Tensor`): `[M]` classes, `[M, K]` zeros and ones, or `[M, K]` values.
+        outputs (`torch.Tensor` of shape `[P, M, K]`): outputs of `P` probes for `M` tracks.
+
+    Returns:
+        `torch.Tensor` of shape `[P]`, float64, on the CPU.
+
+    Raises:
+        ValueError: if the metric cannot choose probes, or an output is not finite.
+    """
+    if not torch.isfinite(outputs).all():
+        raise ValueError("A probe gave outputs that are not finite; lower its learning rate or check the features.")
+    if metric == "accuracy":
+        scores = (outputs.argmax(dim=-1) == references).to(torch.float64).mean(dim=-1)
+    elif metric == "weighted_key_score":
+        table = torch.as_tensor(key_score_table(), device=outputs.device)
+        scores = table[references.expand(len(outputs), -1), outputs.argmax(dim=-1)].mean(dim=-1)
+    elif metric == "roc_auc":
+        usable = torch.as_tensor(np.flatnonzero(scorable_tags(references.cpu().numpy())), device=outputs.device)
+        if len(usable) == 0:
+            raise ValueError("No tag has both a positive and a negative validation track, so no probe can be chosen.")
+        positive = references[:, usable].T.to(torch.float64)  # [K, M]
+        ranks = _mid_ranks(outputs[:, :, usable].transpose(1, 2))  # [P, K, M]
+        num_positive = positive.sum(dim=-1)
+        num_negative = positive.shape[-1] - num_positive
+        # Mann-Whitney: the rank sum of the positives, less its smallest possible value, over the number of pairs.
+        wins = (ranks * positive).sum(dim=-1) - num_positive * (num_positive + 1) / 2
+        scores = (wins / (num_positive * num_negative)).mean(dim=-1)
+    elif metric == "r2":
+        references, outputs = references.to(torch.float64), outputs.to(torch.float64)
+        residual = ((references - outputs) ** 2).sum(dim=1)
+        spread = ((references - references.mean(dim=0)) ** 2).sum(dim=0)
+        scores = (1 - residual / spread).mean(dim=-1)
+    else:
+        raise ValueError(
+            f"'{metric}' cannot choose probes; a task's primary metric is one of accuracy, weighted_key_score, "
+            "roc_auc, r2."
+        )
+    return scores.cpu()

@@ -1,0 +1,74 @@
+"""Shared by all tests: toy models and golden values; the network is blocked."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+
+import music2vec_hf
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any connection that leaves this machine is an error."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def tiny_config():
+    """Three layers, 16 wide, without anything random in training."""
+    return music2vec_hf.Music2VecConfig(
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=[8] * 7,
+        num_conv_pos_embedding_groups=4,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        layerdrop=0.0,
+        average_top_k_layers=2,
+    )
+
+
+@pytest.fixture
+def tiny_student(tiny_config):
+    torch.manual_seed(0)
+    return music2vec_hf.Music2VecForPreTraining(tiny_config)
+
+
+@pytest.fixture
+def batch():
+    """Two clips of one second, their 49 frames, and a mask of 15 frames each."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((2, 49), dtype=bool)
+    mask[0, 3:18] = mask[1, 20:35] = True
+    return torch.tensor(rng.standard_normal((2, 16_000)), dtype=torch.float32), torch.tensor(mask)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """`golden(name)`: the arrays of one golden file, with the reference's settings under `config`."""
+
+    def load(name):
+        arrays = dict(np.load(GOLDEN / name, allow_pickle=False))
+        arrays["config"] = json.loads((GOLDEN / "config.json").read_text())["main.npz"]
+        return arrays
+
+    return load

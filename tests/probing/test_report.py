@@ -1,0 +1,159 @@
+"""The report on toy results: numbers, computed sentences, notices, figures, several files side by side."""
+
+import json
+
+import numpy as np
+import pytest
+
+from music2vec_hf.probing import report
+from music2vec_hf.probing.results import Predictions
+
+SETTINGS = {"kind": "linear", "learning_rate": 0.01, "dropout": 0.0, "dropout_input": 0.25}
+
+
+def record(source, kind, task, metric, value, **changes):
+    is_chance = kind == "chance"
+    return {
+        "source": source,
+        "source_kind": kind,
+        "task": task,
+        "metric": metric,
+        "synthetic": True,
+        "protocol": "quick",
+        "value": value,
+        "spread": 0.012,
+        "interval": [value - 0.05, value + 0.05],
+        "split_sizes": {"train": 1200, "validation": 300, "test": 500},
+        "excluded_tags": {},
+        "layer": None if is_chance else "2",
+        "probe_settings": None if is_chance else SETTINGS,
+        "validation_metric": "accuracy",
+        "validation_score": None if is_chance else value,
+        "validation_by_layer": {} if is_chance else {"conv": 0.2, "0": 0.3, "1": 0.4, "2": value},
+        "seeds": [] if is_chance else [0, 1, 2],
+        "model_hash": "abc123" if kind == "model" else None,
+        "library_versions": {"torch": "2.x"},
+        "predictions": f"predictions/{source}--{task}.npz",
+    } | changes
+
+
+def toy_results(folder, difference=(0.10, 0.20)):
+    low, high = difference
+    kinds = (("pretrained", "model", 0.456), ("random-init", "random-init", 0.3), ("chance", "chance", 0.1))
+    records = [record(name, kind, "synthetic-genre", "accuracy", value) for name, kind, value in kinds]
+    records += [
+        record(name, kind, "synthetic-tags", "roc_auc", value, excluded_tags={"test": ["tuba"], "validation": []})
+        for name, kind, value in kinds
+    ]
+    content = {
+        "format_version": 1,
+        "records": records,
+        "averages": [
+            {
+                "source": name,
+                "source_kind": kind,
+                "tasks": ["synthetic-genre", "synthetic-tags"],
+                "task_mean": value,
+                "flat_mean": value,
+                "task_mean_interval": [value - 0.03, value + 0.03],
+            }
+            for name, kind, value in kinds
+        ],
+        "comparisons": [
+            {
+                "source": "pretrained",
+                "baseline": "random-init",
+                "task": task,
+                "value": (low + high) / 2,
+                "interval": [low, high],
+            }
+            for task in ("synthetic-genre", "synthetic-tags", "task_mean")
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    path.write_text(json.dumps(content))
+    rng = np.random.default_rng(0)
+    outputs = rng.standard_normal((2, 20, 3))
+    ids = tuple(str(number) for number in range(20))
+    predictions = Predictions("synthetic-genre", ("rock", "jig", "waltz"), ids, rng.integers(0, 3, 20), outputs)
+    predictions.save(folder / "predictions" / "pretrained--synthetic-genre.npz")
+    return path
+
+
+def test_table_holds_scores_intervals_and_means(tmp_path):
+    table = report.format_table(json.loads(toy_results(tmp_path).read_text()))
+    lines = table.splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[2:5]] == ["pretrained", "random-init", "chance"]
+    assert "| genre: accuracy" in table and "0.456 [0.41, 0.51]" in table and "0.100 [0.05, 0.15]" in table
+    assert any(line.startswith("| task mean") for line in lines) and any("flat mean" in line for line in lines)
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    "difference, said",
+    [
+        ((0.10, 0.20), "pretrained is better than random-init on genre (+0.150, 95 % +0.100 to +0.200)"),
+        ((-0.20, -0.10), "pretrained is worse than random-init on genre (-0.150, 95 % -0.200 to -0.100)"),
+        ((-0.10, 0.20), "pretrained is not separable from random-init on genre (+0.050, 95 % -0.100 to +0.200)"),
+    ],
+)
+def test_verdict_follows_from_the_interval(tmp_path, difference, said):
+    (sentence,) = report.verdicts(json.loads(toy_results(tmp_path, difference).read_text()))
+    assert sentence.startswith(said)
+    assert ("beats random-init on none of the tasks" in sentence) == (difference[0] <= 0)
+
+
+def test_page_is_whole(tmp_path):
+    results = toy_results(tmp_path / "run")
+    log = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": step, "loss": 4 / step, "target_std": 0.5, "prediction_std": 0.2, "ema_decay": 0.999}
+        for step in range(1, 9)
+    ]
+    # A killed run leaves half a line.
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo')
+    path = report.write_report(results, tmp_path / "report", metrics_jsonl=log)
+    page = path.read_text()
+    for text in (
+        "0.456",
+        "± 0.012 [0.406, 0.506]",
+        "synthetic",
+        "Protocol quick",
+        "1200/300/500",
+        "3 seeds",
+        "abc123",
+    ):
+        assert text in page
+    assert "tags: tags that cannot be scored on test (1): tuba" in page
+    assert "pretrained is better than random-init" in page
+    assert "http" not in page.replace("http-equiv", "")
+    figures = sorted(figure.name for figure in (tmp_path / "report" / "figures").iterdir())
+    assert figures == [
+        "confusion-0-pretrained-genre.png",
+        "layers-0.png",
+        "layers-1.png",
+        "scores.png",
+        "training.png",
+    ]
+    assert page.count("data:image/png;base64,") == len(figures)
+
+
+def test_several_files_stand_side_by_side(tmp_path):
+    paths = [toy_results(tmp_path / name) for name in ("first", "second")]
+    page = report.write_report(paths, tmp_path / "report").read_text()
+    assert "first/pretrained" in page and "second/pretrained" in page
+
+
+def test_a_broken_log_names_its_line(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"Line 2 of .* is not JSON"):
+        report.read_metrics(log)
+
+
+def test_a_file_that_is_no_results_file_is_refused(tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="is no results file of format 1"):
+        report.write_report(other, tmp_path / "report")
