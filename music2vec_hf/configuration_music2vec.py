@@ -105,7 +105,8 @@ class Music2VecConfig(Data2VecAudioConfig):
         names_a_layer = isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer <= self.num_hidden_layers
         if layer is not None and layer not in ("weighted", "conv") and not names_a_layer:
             raise ValueError(
-                f"`classifier_layer` is {layer!r}. Use a layer from 0 to {self.num_hidden_layers}, 'weighted' or 'conv'."
+                f"`classifier_layer` is {layer!r}. Use a layer from 0 to {self.num_hidden_layers}, 'weighted' or "
+                "'conv'."
             )
         if self.classifier_pooling not in _POOLING_HEADS:
             raise ValueError(f"`classifier_pooling` is {self.classifier_pooling!r}. Use one of {_POOLING_HEADS}.")

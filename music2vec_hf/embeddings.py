@@ -1,7 +1,7 @@
 """Frozen model, any length of audio -> layer-wise embeddings (stage 12).
 
-A track is normalised as a whole, cut into windows of the model's limit, and windows of equal length share a batch: there
-is no padding anywhere, so a track's embedding does not depend on what it was batched with.
+A track is normalised as a whole, cut into windows of the model's limit, and windows of equal length share a batch:
+there is no padding anywhere, so a track's embedding does not depend on what it was batched with.
 """
 
 import hashlib
@@ -109,13 +109,15 @@ def embed_tracks(
     Raises:
         ValueError: for an unknown layer or pooling, or audio that the extractor refuses.
     """
-    chosen = _check_layers(model, layers)
+    chosen = check_layers(model, layers)
     if pool not in ("mean", "none"):
         raise ValueError(f"`pool` is {pool!r}. Use 'mean' or 'none'.")
     shortest = model.config.receptive_field
     window = round(window_seconds * SAMPLING_RATE)
     if window < shortest:
-        raise ValueError(f"`window_seconds` is {window_seconds}. Use at least {shortest / SAMPLING_RATE} s, one frame.")
+        raise ValueError(
+            f"`window_seconds` is {window_seconds}. Use at least {shortest / SAMPLING_RATE} s, one frame."
+        )
     waiting: list[np.ndarray] = []
     for track in tracks:
         waiting.append(feature_extractor(track, sampling_rate=SAMPLING_RATE)["input_values"][0])
@@ -156,7 +158,8 @@ def _join(pieces, pool):
     return joined if pool == "none" else (joined.sum(0) / sum(count for _, count in values)).astype(np.float32)
 
 
-def _check_layers(model, layers) -> list[str]:
+def check_layers(model: Music2VecModel, layers: Sequence[str] | None) -> list[str]:
+    """The layers that were asked for, all for `None`; a ValueError names those that the model does not have."""
     known = layer_names(model)
     chosen = known if layers is None else [str(layer) for layer in layers]
     unknown = [layer for layer in chosen if layer not in known]

@@ -65,6 +65,7 @@ class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
             ValueError: for empty audio, NaN or infinite samples, a shape that is neither a clip nor a batch, and audio
                 shorter than one frame's receptive field, each in one sentence.
         """
+        padding_kwargs.setdefault("padding", False)
         if sampling_rate is None:
             logger.warning_once(f"No `sampling_rate` was given: the audio is taken to be at {self.sampling_rate} Hz.")
         clips = [self.to_samples(clip, sampling_rate) for clip in _split_clips(raw_speech)]
@@ -151,6 +152,8 @@ def _to_mono_float(clip) -> np.ndarray:
             f"A clip has shape {samples.shape} and type {samples.dtype}. Give real numbers of shape `(num_samples,)` "
             "or `(channels, num_samples)`."
         )
+    if samples.size == 0:
+        return np.zeros(0, dtype=np.float32)
     kind = samples.dtype
     if samples.ndim == 2:
         # A clip of one frame per channel does not exist, so the shorter axis holds the channels.
@@ -161,7 +164,7 @@ def _to_mono_float(clip) -> np.ndarray:
         return ((samples - 128.0) / 128.0).astype(np.float32)
     full_scale = float(np.iinfo(kind).max) + 1.0
     if kind.itemsize == 8:  # Python's own integers: as wide as the PCM type that holds them
-        full_scale = 2.0**15 if samples.size == 0 or np.abs(samples).max() <= 2**15 else 2.0**31
+        full_scale = 2.0**15 if np.abs(samples).max() <= 2**15 else 2.0**31
     return (samples / full_scale).astype(np.float32)
 
 

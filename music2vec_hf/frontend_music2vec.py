@@ -1,5 +1,5 @@
-"""The convolutional front end, computed channels-last: several times faster on a CPU than transformers' layers and equal
-to them within rounding. Parameters and their names are transformers'."""
+"""The convolutional front end, computed channels-last: several times faster on a CPU than transformers' layers and
+equal to them within rounding. Parameters and their names are transformers'."""
 
 import torch
 from torch import nn
@@ -46,8 +46,8 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         if input_values.ndim != 2 or input_values.shape[1] < self.receptive_field:
             raise ValueError(
-                f"`input_values` has shape {tuple(input_values.shape)}. Give `(batch_size, num_samples)` with at least "
-                f"{self.receptive_field} samples a row: a shorter clip does not fill one frame."
+                f"`input_values` has shape {tuple(input_values.shape)}. Give `(batch_size, num_samples)` with at "
+                f"least {self.receptive_field} samples a row: a shorter clip does not fill one frame."
             )
         hidden_states = input_values[:, :, None]
         if self.gradient_checkpointing and self._requires_grad and self.training:

@@ -21,7 +21,10 @@ _ENCODER_NAMES = (
 _MODEL_NAMES = (
     (r"^mask_emb$", r"data2vec_audio.masked_spec_embed"),
     (r"^feature_extractor\.conv_layers\.(\d+)\.0\.", r"data2vec_audio.feature_extractor.conv_layers.\1.conv."),
-    (r"^feature_extractor\.conv_layers\.(\d+)\.2\.1\.", r"data2vec_audio.feature_extractor.conv_layers.\1.layer_norm."),
+    (
+        r"^feature_extractor\.conv_layers\.(\d+)\.2\.1\.",
+        r"data2vec_audio.feature_extractor.conv_layers.\1.layer_norm.",
+    ),
     (r"^layer_norm\.", r"data2vec_audio.feature_projection.layer_norm."),
     (r"^post_extract_proj\.", r"data2vec_audio.feature_projection.projection."),
     (r"^final_proj\.(0\.)?", r"final_proj."),

@@ -15,8 +15,8 @@ class EMATeacher:
     never part of what `save_pretrained` writes.
 
     Args:
-        model ([`Music2VecForPreTraining`] or [`Music2VecModel`]): the student, unwrapped; the teacher starts as its copy
-            on the same device.
+        model ([`Music2VecForPreTraining`] or [`Music2VecModel`]): the student, unwrapped; the teacher starts as its
+            copy on the same device.
 
     Source: fairseq `modules/ema_module.py` and `examples/data2vec/models/data2vec_audio.py` at 3d262bb2.
     """

@@ -149,7 +149,15 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the library."""
-    return sorted(path.name.removesuffix(".yaml") for path in _recipe_folder().iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in _recipe_folder().iterdir() if path.name.endswith(".yaml")
+    )
+
+
+def recipe_title(name: str) -> str:
+    """The first line of a recipe's header: what it is."""
+    first = (_recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
 
 
 def load_recipe(name: str | Path, **overrides) -> Recipe:
@@ -168,7 +176,9 @@ def load_recipe(name: str | Path, **overrides) -> Recipe:
     """
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file():
-            raise ValueError(f"There is no recipe file {name}. Name a YAML file or one of {', '.join(recipe_names())}.")
+            raise ValueError(
+                f"There is no recipe file {name}. Name a YAML file or one of {', '.join(recipe_names())}."
+            )
         text = Path(name).read_text(encoding="utf-8")
     elif str(name) in recipe_names():
         text = (_recipe_folder() / f"{name}.yaml").read_text(encoding="utf-8")
@@ -232,4 +242,4 @@ def _is_number(value, kind) -> bool:
     return kind is float or number == int(number)
 
 
-__all__ = ["MACHINE_KEYS", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["MACHINE_KEYS", "Recipe", "load_recipe", "recipe_names", "recipe_title"]

@@ -1,5 +1,5 @@
-"""Checkpoints (stage 11): `checkpoint-<step>/` holds the student, the extractor and the training state. A checkpoint is
-written aside and renamed, so whatever kills the run, every folder of that name is whole."""
+"""Checkpoints (stage 11): `checkpoint-<step>/` holds the student, the extractor and the training state. A
+checkpoint is written aside and renamed, so whatever kills the run, every folder of that name is whole."""
 
 import json
 import os
@@ -42,7 +42,9 @@ def save_checkpoint(
     aside.mkdir(parents=True)
     student.save_pretrained(aside)
     feature_extractor.save_pretrained(aside)
-    save_file({name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, aside / "teacher.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in teacher.state_dict().items()}, aside / "teacher.safetensors"
+    )
     torch.save(optimizer.state_dict(), aside / "optimizer.pt")
     (aside / "trainer_state.json").write_text(json.dumps({"step": step, "recipe": asdict(recipe)}, indent=2) + "\n")
     for path in aside.iterdir():

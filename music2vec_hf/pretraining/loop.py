@@ -66,7 +66,9 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         for micro_step in range(micro_steps):
             batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(stream).items()}
             torch.manual_seed(stream_seed(recipe.seed, step, micro_step, accelerator.process_index))
-            gradients_stay_here = accelerator.no_sync(model) if micro_step < micro_steps - 1 else contextlib.nullcontext()
+            gradients_stay_here = (
+                accelerator.no_sync(model) if micro_step < micro_steps - 1 else contextlib.nullcontext()
+            )
             with gradients_stay_here:
                 # 1. The teacher sees the whole crop, 2. the student the masked one.
                 result = model(**batch, teacher=teacher)
@@ -79,7 +81,12 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
 
         # 4. Optimise the student; the teacher follows, once per step.
         learning_rate = tri_stage_learning_rate(
-            step, recipe.max_steps, recipe.learning_rate, recipe.phase_ratio, recipe.init_lr_scale, recipe.final_lr_scale
+            step,
+            recipe.max_steps,
+            recipe.learning_rate,
+            recipe.phase_ratio,
+            recipe.init_lr_scale,
+            recipe.final_lr_scale,
         )
         grad_norm = optimise(accelerator, recipe, student, optimizer, learning_rate, num_masked)
         ema_decay = teacher.update(student, step + 1)
@@ -127,7 +134,12 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None):
     student.to(accelerator.device).train()
     teacher = EMATeacher(student)
     optimizer = ReferenceAdam(
-        student.parameters(), recipe.learning_rate, recipe.adam_betas, recipe.adam_epsilon, recipe.weight_decay, fused=True
+        student.parameters(),
+        recipe.learning_rate,
+        recipe.adam_betas,
+        recipe.adam_epsilon,
+        recipe.weight_decay,
+        fused=True,
     )
     first_step = 0 if checkpoint is None else load_training_state(checkpoint, recipe, teacher, optimizer)
     return student, first_step, teacher, optimizer

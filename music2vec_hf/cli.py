@@ -1,0 +1,227 @@
+"""The `music2vec` command: one thin function per verb. Work is done, and explained, in the modules that they call."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; a user's mistake ends it with one sentence on stderr and exit code 1.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): by default the process' arguments.
+
+    Returns:
+        `int`: exit code: 0, 1 for a mistake that the message explains, 130 after Ctrl-C. argparse itself exits with 2.
+    """
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.verb is not pretrain:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    from music2vec_hf.pretraining.monitors import TrainingStopped
+
+    try:
+        args.verb(args, rest) if args.verb is pretrain else args.verb(args)
+    except (ValueError, OSError, TrainingStopped) as error:
+        print(f"music2vec: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("music2vec: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and their arguments."""
+    parser = argparse.ArgumentParser(prog="music2vec", description="Self-supervised music representation learning.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    cores = os.cpu_count() or 1
+
+    def verb(function, help_text):
+        command = verbs.add_parser(function.__name__, help=help_text, description=f"{help_text}.")
+        command.set_defaults(verb=function)
+        return command
+
+    command = verb(demo, "synthesise, pretrain tiny, probe four tasks and report; offline, minutes on two cores")
+    command.add_argument("--output", default="demo", help="folder for everything it makes (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=1, help="seed of the pretraining (default: %(default)s)")
+
+    command = verb(synth, "make a labelled synthetic corpus")
+    command.add_argument("out", metavar="OUT", help="new folder")
+    command.add_argument("--clips", type=int, required=True, help="number of clips")
+    command.add_argument("--seed", type=int, required=True, help="equal seeds give equal bytes")
+    command.add_argument("--clip-seconds", type=float, default=10.0, help="length of a clip (default: %(default)s)")
+    command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
+
+    command = verb(prepare, "turn a folder of audio files or a manifest into a corpus; resumable")
+    command.add_argument("source", metavar="SOURCE", help="folder, or CSV, TSV or JSONL manifest")
+    command.add_argument("out", metavar="OUT", help="folder of the corpus")
+    command.add_argument("--clip-seconds", type=float, default=30.0, help="length of a clip (default: %(default)s)")
+    command.add_argument("--min-seconds", type=float, default=2.0, help="shortest clip kept (default: %(default)s)")
+    command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
+
+    command = verb(recipes, "list the pretraining recipes, or print one with every value resolved")
+    command.add_argument("name", metavar="NAME", nargs="?", help="recipe to print")
+
+    command = verb(pretrain, "pretrain a model; run it as `accelerate launch -m music2vec_hf pretrain ...`")
+    command.add_argument("--recipe", default="crop5s", help="name, or YAML file of differences (default: %(default)s)")
+    command.add_argument("--corpus", required=True, help="prepared corpus")
+    command.add_argument("--output", required=True, help="folder of the run")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    command.epilog = "Any value of the recipe can be given as --key value; `music2vec recipes NAME` shows them."
+
+    command = verb(embed, "layer-wise embeddings of audio files")
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    command.add_argument("inputs", metavar="INPUT", nargs="+", help="audio files or folders")
+    command.add_argument("--output", required=True, help="Parquet file to write")
+    command.add_argument("--layers", default="all", help="all, or some of conv,0,1,... (default: %(default)s)")
+    command.add_argument("--pool", default="mean", choices=("mean", "none"), help="per track or per frame")
+    command.add_argument("--window-seconds", type=float, default=30.0, help="heard at once (default: %(default)s)")
+
+    command = verb(probe, "probe a model on a task, beside random weights, spectral features and chance")
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    command.add_argument("--task", required=True, help="a task or group, for example synthetic or synthetic-genre")
+    command.add_argument("--data", required=True, help="folder of the task's data")
+    command.add_argument("--output", required=True, help="folder for results.json, predictions and the cache")
+    command.add_argument("--layers", default="all", help="all, or some of conv,0,1,... (default: %(default)s)")
+    command.add_argument("--search", default="quick", help="protocol (default: %(default)s)")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
+    command.add_argument(
+        "--baselines", nargs="*", default=["random-init", "mfcc", "chroma"], help="probed beside (default: all three)"
+    )
+
+    command = verb(report, "table, figures and HTML page from results.json")
+    command.add_argument("results", metavar="RESULTS", nargs="+", help="results.json files or their folders")
+    command.add_argument("--output", required=True, help="folder of report.html")
+    command.add_argument("--metrics", help="metrics.jsonl of a pretraining run, for its curves")
+
+    command = verb(export, "write a model so that plain transformers loads it")
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    command.add_argument("out", metavar="OUT", help="new folder")
+    command.add_argument("--format", default="data2vec-audio", choices=("data2vec-audio",))
+    return parser
+
+
+def demo(args) -> None:
+    """See [`music2vec_hf.demo.run_demo`]."""
+    from music2vec_hf.demo import run_demo
+
+    run_demo(args.output, args.seed)
+
+
+def synth(args) -> None:
+    """See [`music2vec_hf.data.synthetic.synthesize_corpus`]."""
+    from music2vec_hf.data.synthetic import synthesize_corpus
+
+    summary = synthesize_corpus(args.out, args.clips, args.seed, args.clip_seconds, args.num_proc)
+    splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
+    print(f"{args.out}: {summary['num_clips']} synthetic clips of {summary['clip_seconds']:g} s ({splits})")
+
+
+def prepare(args) -> None:
+    """See [`music2vec_hf.data.corpus.prepare_corpus`]."""
+    from music2vec_hf.data.corpus import prepare_corpus
+
+    summary = prepare_corpus(args.source, args.out, args.clip_seconds, args.min_seconds, args.num_proc)
+    print(
+        f"{args.out}: {summary['hours']:.2f} h of audio in {summary['clips']} clips of {summary['tracks']} tracks; "
+        f"{summary['rejects']} rejected (see {Path(args.out) / 'rejects.csv'})"
+    )
+
+
+def recipes(args) -> None:
+    """See [`music2vec_hf.pretraining.arguments.load_recipe`]."""
+    from music2vec_hf.pretraining.arguments import load_recipe, recipe_names, recipe_title
+
+    if args.name:
+        print(yaml.safe_dump(asdict(load_recipe(args.name)), sort_keys=False, default_flow_style=None), end="")
+        return
+    for name in recipe_names():
+        print(f"{name:<16} {recipe_title(name)}")
+
+
+def pretrain(args, rest: Sequence[str]) -> None:
+    """See [`music2vec_hf.pretraining.loop.pretrain`]."""
+    from music2vec_hf.pretraining.arguments import load_recipe
+    from music2vec_hf.pretraining.loop import pretrain
+
+    pretrain(load_recipe(args.recipe, **read_overrides(rest)), args.corpus, args.output, args.resume)
+
+
+def read_overrides(arguments: Sequence[str]) -> dict:
+    """`--key value`, `--key=value` or `--key v1 v2 ...` -> values as YAML reads them.
+
+    Raises:
+        ValueError: for a word that follows no key, or a key without a value.
+    """
+    found: dict[str, list] = {}
+    key = None
+    for word in arguments:
+        if word.startswith("--"):
+            key, _, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            found[key] = [value] if value else []
+        elif key is None:
+            raise ValueError(f"{word!r} follows no `--key`. Write recipe values as `--key value`.")
+        else:
+            found[key].append(word)
+    for key, words in found.items():
+        if not words:
+            raise ValueError(f"`--{key}` has no value. Write recipe values as `--key value`.")
+    return {
+        key: yaml.safe_load(words[0]) if len(words) == 1 else [yaml.safe_load(word) for word in words]
+        for key, words in found.items()
+    }
+
+
+def embed(args) -> None:
+    """See [`music2vec_hf.embedding_table.write_embeddings`]."""
+    from music2vec_hf.embedding_table import write_embeddings
+
+    summary = write_embeddings(
+        args.model, args.inputs, args.output, _layer_list(args.layers), args.pool, args.window_seconds
+    )
+    print(
+        f"{args.output}: {summary['tracks']} tracks, layers {', '.join(summary['layers'])}, "
+        f"{summary['hours']:.2f} h of audio; {len(summary['rejects'])} files could not be read"
+    )
+    for path, reason in summary["rejects"]:
+        print(f"  left out: {path}: {reason}", file=sys.stderr)
+
+
+def _layer_list(layers: str) -> list[str] | None:
+    return None if layers == "all" else [layer.strip() for layer in layers.split(",") if layer.strip()]
+
+
+def probe(args) -> None:
+    """See [`music2vec_hf.probing.suite.run_suite`]."""
+    from music2vec_hf.probing.report import format_table
+    from music2vec_hf.probing.results import read_results
+    from music2vec_hf.probing.suite import run_suite
+
+    sources = [args.model, *args.baselines]
+    results = run_suite(sources, args.task, args.data, args.output, args.search, args.seeds, _layer_list(args.layers))
+    print(format_table(read_results(results)))
+    print(results)
+
+
+def report(args) -> None:
+    """See [`music2vec_hf.probing.report.write_report`]."""
+    from music2vec_hf.probing.report import write_report
+
+    print(write_report(args.results, args.output, args.metrics))
+
+
+def export(args) -> None:
+    """See [`music2vec_hf.hub.export_data2vec_audio`]."""
+    from music2vec_hf.hub import export_data2vec_audio
+
+    print(export_data2vec_audio(args.model, args.out))
+
+
+__all__ = ["build_parser", "main", "read_overrides"]
