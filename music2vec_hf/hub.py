@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoFeatureExtractor, Data2VecAudioConfig, Data2VecAudioModel
+from transformers import AutoFeatureExtractor, Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
 from .modeling_music2vec import Music2VecModel
 
@@ -101,7 +101,8 @@ def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     plain = Data2VecAudioModel(Data2VecAudioConfig(**fields))
     plain.load_state_dict(encoder.state_dict(), strict="masked_spec_embed" in plain.state_dict())
     plain.save_pretrained(out)
-    AutoFeatureExtractor.from_pretrained(model).save_pretrained(out)
+    ours = AutoFeatureExtractor.from_pretrained(model)
+    Wav2Vec2FeatureExtractor(do_normalize=ours.do_normalize, return_attention_mask=True).save_pretrained(out)
     return out
 
 

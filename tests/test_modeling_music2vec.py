@@ -25,7 +25,9 @@ from music2vec_hf.modeling_music2vec import channel_std, data2vec_loss
 
 def plain_twin(model: Music2VecModel) -> Data2VecAudioModel:
     known = Data2VecAudioConfig().to_dict()
-    fields = {k: v for k, v in model.config.to_dict().items() if k in known and k not in ("model_type", "architectures")}
+    fields = {
+        k: v for k, v in model.config.to_dict().items() if k in known and k not in ("model_type", "architectures")
+    }
     twin = Data2VecAudioModel(Data2VecAudioConfig(**fields))
     twin.load_state_dict(model.state_dict())
     return twin.eval()

@@ -97,5 +97,5 @@ def test_layer_norm_targets_normalises_over_channels(tiny_student):
 
 
 def test_foreign_names_are_refused():
-    with pytest.raises(ValueError, match="1 names that no data2vec-audio model has \\(quantizer.vars\\)"):
+    with pytest.raises(ValueError, match=r"1 names that no data2vec-audio model has \(quantizer.vars\)"):
         convert_fairseq_state_dict({"quantizer.vars": torch.zeros(1), "mask_emb": torch.zeros(4)})

@@ -34,6 +34,8 @@ TONIC_WEIGHTS = {0: 1.6, 7: 1.3, 4: 1.2, 3: 1.2}
 
 @dataclass(frozen=True)
 class Chord:
+    """A chord as the renderer and the melody need it."""
+
     root: int  # pitch class
     intervals: tuple[int, ...]  # semitones above the root
 
@@ -74,6 +76,8 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Note:
+    """One pitched note; times in seconds from the start of the clip."""
+
     onset: float
     seconds: float
     pitch: int
@@ -83,6 +87,8 @@ class Note:
 
 @dataclass(frozen=True)
 class DrumHit:
+    """One drum sound; times in seconds from the start of the clip."""
+
     onset: float
     sound: str
     velocity: float
@@ -90,6 +96,8 @@ class DrumHit:
 
 @dataclass(frozen=True)
 class Score:
+    """A clip's specification with everything that is played in it."""
+
     spec: ClipSpec
     notes: tuple[Note, ...]
     hits: tuple[DrumHit, ...]

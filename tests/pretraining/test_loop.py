@@ -1,0 +1,163 @@
+"""The loop end to end: it learns, and an interrupted run goes on exactly as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from music2vec_hf import EMATeacher
+from music2vec_hf.pretraining.checkpoints import checkpoints
+from music2vec_hf.pretraining.loop import choose_precision, count_micro_steps, pretrain
+from music2vec_hf.pretraining.monitors import TrainingStopped
+from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
+
+MONITORS = {
+    "step", "loss", "masked_share", "target_std", "prediction_std", "grad_norm", "learning_rate", "ema_decay",
+    "audio_seconds_per_second",
+}  # fmt: skip
+
+
+def read_records(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output):
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in read_records(output)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(toy_corpus, tmp_path_factory):
+    from toy_run import toy
+
+    output = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(toy(), toy_corpus, output)
+    return output
+
+
+def test_a_run_leaves_a_model_and_its_records(whole_run):
+    records = read_records(whole_run)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(set(record) == MONITORS for record in records)
+    assert records[0]["learning_rate"] == pytest.approx(tri_stage_learning_rate(0, 6, 5e-4))
+    model = AutoModel.from_pretrained(whole_run)
+    assert model.config.hidden_size == 16
+    assert [path.name for path in checkpoints(whole_run)] == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_it_learns(toy_corpus, tmp_path, toy_recipe):
+    recipe = toy_recipe(max_steps=60, learning_rate=3e-3, phase_ratio=[0.1, 0.8, 0.1], save_every=60)
+    records = read_records(pretrain(recipe, toy_corpus, tmp_path / "run"))
+    first, last = (sum(r["loss"] for r in part) / 10 for part in (records[:10], records[-10:]))
+    assert last < 0.8 * first
+
+
+def test_a_resumed_run_repeats_the_losses_bit_for_bit(whole_run, toy_corpus, tmp_path, toy_recipe):
+    shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    (tmp_path / "run" / "checkpoint-6.unfinished").mkdir()  # as a kill in the middle of writing leaves it
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    pretrain(toy_recipe(num_workers=1), toy_corpus, tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(whole_run)
+    ours, theirs = AutoModel.from_pretrained(tmp_path / "run"), AutoModel.from_pretrained(whole_run)
+    for name, tensor in theirs.state_dict().items():
+        assert ours.state_dict()[name].equal(tensor)
+
+
+def test_kill_9_and_resume(whole_run, toy_corpus, tmp_path):
+    command = [sys.executable, "-m", "toy_run", str(toy_corpus), str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert losses(tmp_path / "run") == losses(whole_run)
+
+
+def test_micro_batches_give_the_same_update(whole_run, toy_corpus, tmp_path, toy_recipe):
+    # Dropout is drawn per micro-batch, so it is off here.
+    quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0, "max_steps": 3}
+    one = pretrain(toy_recipe(**quiet), toy_corpus, tmp_path / "one")
+    two = pretrain(toy_recipe(**quiet, max_seconds_per_device=2.0), toy_corpus, tmp_path / "two")
+    for ours, theirs in zip(losses(one), losses(two), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_micro_steps_follow_from_what_a_device_holds(toy_recipe):
+    recipe = toy_recipe(batch_seconds=10.0, max_seconds_per_device=3.0)
+    assert [count_micro_steps(recipe, processes) for processes in (1, 2, 3, 10)] == [4, 2, 2, 1]
+
+
+def test_an_output_with_a_run_needs_resume(whole_run, toy_corpus, toy_recipe):
+    with pytest.raises(ValueError, match=r"holds a run up to checkpoint-6. Add `--resume`"):
+        pretrain(toy_recipe(), toy_corpus, whole_run)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(whole_run, toy_corpus, tmp_path, toy_recipe):
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"`learning_rate` 0.0005 there and 0.001 here"):
+        pretrain(toy_recipe(learning_rate=1e-3), toy_corpus, tmp_path / "run", resume=True)
+
+
+def test_collapse_stops_the_run(toy_corpus, tmp_path, toy_recipe):
+    recipe = toy_recipe(collapse_after_steps=2, min_target_std=50.0)
+    with pytest.raises(TrainingStopped, match=r"`target_std` is .* at step 3, below `min_target_std` 50.0"):
+        pretrain(recipe, toy_corpus, tmp_path / "run")
+    assert checkpoints(tmp_path / "run")
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(whole_run, toy_corpus, tmp_path, toy_recipe, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    output = tmp_path / "run"
+    shutil.copytree(whole_run, output)
+    shutil.rmtree(output / "checkpoint-6")
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(toy_recipe(), toy_corpus, output, resume=True)
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-4"]
+
+
+def test_an_optimiser_state_survives_its_checkpoint():
+    weights = [torch.nn.Parameter(torch.ones(3))]
+    one, two = ReferenceAdam(weights, lr=0.1), ReferenceAdam([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    for _ in range(3):
+        weights[0].grad = torch.tensor([1.0, 2.0, 3.0])
+        one.step()
+    two.load_state_dict(one.state_dict())
+    assert two.param_groups[0]["num_steps"] == 3
+
+
+@pytest.mark.parametrize("bad", [{"max_steps": 0}, {"max_steps": 10, "phase_ratio": (0.5, 0.2, 0.1)}])
+def test_a_schedule_that_cannot_be_is_refused(bad):
+    with pytest.raises(ValueError, match="three shares that add up to 1"):
+        tri_stage_learning_rate(0, peak=1.0, **bad)
+
+
+def test_precision_is_what_was_asked_for():
+    assert [choose_precision(name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert choose_precision("auto") in ("fp32", "bf16")
+
+
+def test_the_teacher_follows_once_per_step(toy_corpus, tmp_path, toy_recipe, monkeypatch):
+    steps, update = [], EMATeacher.update
+
+    def counted(self, model, step):
+        steps.append(step)
+        return update(self, model, step)
+
+    monkeypatch.setattr(EMATeacher, "update", counted)
+    pretrain(toy_recipe(max_steps=3, max_seconds_per_device=1.0), toy_corpus, tmp_path / "run")
+    assert steps == [1, 2, 3]

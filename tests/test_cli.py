@@ -1,0 +1,93 @@
+"""The command: every verb has help, mistakes end in one sentence, and the whole chain runs at toy size."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModel
+
+from music2vec_hf.cli import build_parser, main, read_overrides
+
+VERBS = next(action.choices for action in build_parser()._actions if action.choices)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0 and len(capsys.readouterr().out) > 80
+
+
+def test_recipes_are_listed_and_resolved(capsys):
+    assert main(["recipes"]) == 0
+    assert "crop5s " in capsys.readouterr().out
+    assert main(["recipes", "span5"]) == 0
+    assert "mask_time_length: 5\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["recipes", "crop6s"], "There is no recipe 'crop6s'"),
+        (["synth", "OUT", "--clips", "0", "--seed", "0"], "num_clips"),
+        (["prepare", "nowhere", "OUT"], "nowhere"),
+        (["pretrain", "--corpus", "nowhere/at/all", "--output", "OUT"], "nowhere/at/all"),
+        (["pretrain", "--corpus", "C", "--output", "OUT", "--mask_time_lenght", "5"], "Did you mean"),
+        (["pretrain", "--corpus", "C", "--output", "OUT", "--seed"], "`--seed` has no value"),
+        (["report", "nowhere", "--output", "OUT"], "nowhere"),
+        (["embed", "M", "nowhere", "--output", "OUT/e.parquet"], "M"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_no_output(words, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("music2vec:")]
+    assert len(errors) == 1 and sentence in errors[0]
+    assert not (tmp_path / "OUT" / "checkpoint-1").exists()
+
+
+def test_unknown_words_are_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["recipes", "--wibble"])
+    assert ended.value.code == 2
+
+
+def test_overrides_are_read_as_yaml():
+    words = ["--learning-rate", "1e-3", "--conv_dim", "8", "8", "--require_same_masks=false", "--loss_scale", "null"]
+    assert read_overrides(words) == {
+        "learning_rate": "1e-3", "conv_dim": [8, 8], "require_same_masks": False, "loss_scale": None
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="'stray' follows no `--key`"):
+        read_overrides(["stray"])
+
+
+def test_the_whole_chain_at_toy_size(tmp_path):
+    """synth, prepare, pretrain through accelerate, embed, probe, report: as the demo, in seconds."""
+
+    def run(*words, program=("-m", "music2vec_hf")):
+        command = [sys.executable, *program, *map(str, words)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "music2vec_hf"]
+    assert "80 synthetic clips" in run("synth", "synthetic", "--clips", 80, "--seed", 0, "--clip-seconds", 2)
+    assert "0 rejected" in run("prepare", "synthetic/audio/train", "corpus", "--num-proc", 1)
+    model = ["--hidden_size", 32, "--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 7]
+    words = ["--recipe", "tiny", "--corpus", "corpus", "--output", "run", "--crop_seconds", 1, "--batch_seconds", 4]
+    run("pretrain", *words, "--max_steps", 4, "--num_workers", 0, *model, program=launch)
+    run("embed", "run", "synthetic/audio/test", "--output", "e.parquet")
+    table = run("probe", "run", "--task", "synthetic", "--data", "synthetic", "--output", "probes", "--seeds", 0, 1)
+    for source in ("run", "random-init", "mfcc", "chroma", "chance"):
+        assert source in table
+    results = json.loads((tmp_path / "probes" / "results.json").read_text())
+    assert {record["task"] for record in results["records"]} == {
+        "synthetic-genre", "synthetic-key", "synthetic-tags", "synthetic-emotion"
+    }  # fmt: skip
+    run("report", "probes", "--output", "page", "--metrics", "run/metrics.jsonl")
+    assert "<html" in (tmp_path / "page" / "report.html").read_text()
+    assert AutoModel.from_pretrained(tmp_path / "run").config.hidden_size == 32
