@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--layers", default="all", help="all, or some of conv,0,1,... (default: %(default)s)")
     command.add_argument("--search", default="quick", help="protocol (default: %(default)s)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
+    command.add_argument("--random-init-seed", type=int, default=0, help="of the random weights (default: 0)")
     command.add_argument(
         "--baselines", nargs="*", default=["random-init", "mfcc", "chroma"], help="probed beside (default: all three)"
     )
@@ -204,8 +205,16 @@ def probe(args) -> None:
     from music2vec_hf.probing.results import read_results
     from music2vec_hf.probing.suite import run_suite
 
-    sources = [args.model, *args.baselines]
-    results = run_suite(sources, args.task, args.data, args.output, args.search, args.seeds, _layer_list(args.layers))
+    results = run_suite(
+        [args.model, *args.baselines],
+        args.task,
+        args.data,
+        args.output,
+        search=args.search,
+        seeds=args.seeds,
+        layers=_layer_list(args.layers),
+        random_init_seed=args.random_init_seed,
+    )
     print(format_table(read_results(results)))
     print(results)
 

@@ -34,17 +34,18 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
     music2vec = [sys.executable, "-m", "music2vec_hf"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "music2vec_hf"]
-    audio, corpus, run = output / "synthetic", output / "corpus", output / "pretraining"
+    audio, corpus, run = output / "synthetic", output / "corpus", output / "music2vec-tiny"
     probes = output / "probes"
     embeddings, results = output / "embeddings.parquet", probes / "results.json"
     metrics, report = run / "metrics.jsonl", output / "report.html"
     pretrain = ["pretrain", "--recipe", "tiny", "--corpus", corpus, "--output", run, "--resume", "--seed", seed]
+    probe = ["probe", run, "--task", "synthetic", "--data", audio, "--output", probes, "--random-init-seed", seed]
     stages = [
         ("synth", music2vec, ["synth", audio, "--clips", NUM_CLIPS, "--seed", CORPUS_SEED], audio),
         ("prepare", music2vec, ["prepare", audio / "audio" / "train", corpus], corpus),
         ("pretrain", launch, pretrain, run / "model.safetensors"),
         ("embed", music2vec, ["embed", run, audio / "audio" / "validation", "--output", embeddings], embeddings),
-        ("probe", music2vec, ["probe", run, "--task", "synthetic", "--data", audio, "--output", probes], results),
+        ("probe", music2vec, probe, results),
         ("report", music2vec, ["report", probes, "--output", output, "--metrics", metrics], report),
     ]
     return [Stage(name, [*program, *map(str, words)], made) for name, program, words, made in stages]
@@ -83,7 +84,7 @@ def run_demo(output: str | Path = "demo", seed: int = 1) -> Path:
         json.dumps([{"stage": s.name, "seconds": s.seconds, "peak_gib": s.peak_gib} for s in stages], indent=1) + "\n"
     )
     report = output / "report.html"
-    print(f"\nmodel:  {output / 'pretraining'}\nreport: {report}")
+    print(f"\nmodel:  {output / 'music2vec-tiny'}\nreport: {report}")
     return report
 
 
