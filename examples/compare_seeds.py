@@ -2,8 +2,8 @@
 
     python examples/compare_seeds.py demo-1 demo-2 demo-3 --output examples/results/demo_three_seeds
 
-Each folder is one `music2vec demo --seed S --output FOLDER`. Random weights are drawn with the run's own seed. The test
-clips are the same in all runs, so differences are paired: test clips are resampled jointly for all runs and tasks.
+Each folder is one `music2vec demo --seed S --output FOLDER`. Random weights are drawn with the run's own seed. The
+test clips are the same in all runs, so differences are paired: they are resampled jointly for all runs and tasks.
 """
 
 import argparse

@@ -176,10 +176,11 @@ def _fill_shards(shards: ShardWriter, listing: Listing, jobs: list[ClipJob], num
                     shards.write(table)
         rejects += len(result["rejects"])
         done_bytes += track.num_bytes
-        bar.n += result["decoded_seconds"] / 3600
+        bar.set_postfix_str(f"{index + 1}/{len(jobs)} files, {rejects} rejects", refresh=False)
+        hours = result["decoded_seconds"] / 3600
         # How many hours the rest holds is known only from its bytes.
-        bar.total = bar.n * all_bytes / done_bytes if done_bytes else 0.0
-        bar.set_postfix_str(f"{index + 1}/{len(jobs)} files, {rejects} rejects")
+        bar.total = (bar.n + hours) * all_bytes / done_bytes if done_bytes else 0.0
+        bar.update(hours)
         shards.end_track(index, [job.stem for job in jobs[shards.next_track : index + 1]])
     shards.close(len(jobs), [job.stem for job in jobs[shards.next_track :]])
 
