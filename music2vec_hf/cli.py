@@ -131,7 +131,7 @@ def prepare(args) -> None:
     summary = prepare_corpus(args.source, args.out, args.clip_seconds, args.min_seconds, args.num_proc)
     print(
         f"{args.out}: {summary['hours']:.2f} h of audio in {summary['clips']} clips of {summary['tracks']} tracks; "
-        f"{summary['rejects']} rejected (see {Path(args.out) / 'rejects.csv'})"
+        f"{sum(summary['rejects'].values())} rejected (see {Path(args.out) / 'rejects.csv'})"
     )
 
 
