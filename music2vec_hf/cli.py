@@ -75,6 +75,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     command.epilog = "Any value of the recipe can be given as --key value; `music2vec recipes NAME` shows them."
 
+    _add_model_verbs(verb)
+    return parser
+
+
+def _add_model_verbs(verb) -> None:
+    """The verbs that start from a model or its results."""
     command = verb(embed, "layer-wise embeddings of audio files")
     command.add_argument("model", metavar="MODEL", help="folder or Hub id")
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="audio files or folders")
@@ -105,7 +111,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="MODEL", help="folder or Hub id")
     command.add_argument("out", metavar="OUT", help="new folder")
     command.add_argument("--format", default="data2vec-audio", choices=("data2vec-audio",))
-    return parser
 
 
 def demo(args) -> None:

@@ -17,10 +17,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = ".unfinished"
 
 
-def save_checkpoint(
-    output: Path, step: int, student, feature_extractor, teacher, optimizer, recipe: Recipe, keep_last: int
-) -> Path:
-    """Write `output/checkpoint-<step>` and drop the oldest beyond `keep_last`.
+def save_checkpoint(output: Path, step: int, student, feature_extractor, teacher, optimizer, recipe: Recipe) -> Path:
+    """Write `output/checkpoint-<step>` and drop the oldest beyond the recipe's `keep_last`.
 
     Args:
         output (`Path`): folder of the run.
@@ -28,7 +26,6 @@ def save_checkpoint(
         student, feature_extractor: written with `save_pretrained`: the folder loads as a model.
         teacher, optimizer: training state.
         recipe ([`Recipe`]): what the run is; compared on resume.
-        keep_last (`int`): checkpoints to keep, the new one included.
 
     Returns:
         `Path`: the checkpoint.
@@ -52,7 +49,7 @@ def save_checkpoint(
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _flush_to_disk(output)
-    for old in checkpoints(output)[:-keep_last]:
+    for old in checkpoints(output)[: -recipe.keep_last]:
         shutil.rmtree(old)
     return final
 

@@ -42,13 +42,14 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     found = checkpoints(output)
     if found and not resume:
         raise ValueError(f"{output} holds a run up to {found[-1].name}. Add `--resume`, or name another `--output`.")
+    dataset = CropDataset(load_corpus(corpus), batch_plan(recipe))
     output.mkdir(parents=True, exist_ok=True)
 
     student, first_step, teacher, optimizer = prepare_training(recipe, accelerator, found[-1] if found else None)
     feature_extractor = Music2VecFeatureExtractor(receptive_field=student.config.receptive_field)
     micro_steps = count_micro_steps(recipe, accelerator.num_processes)
     batches = training_batches(
-        CropDataset(load_corpus(corpus), batch_plan(recipe)),
+        dataset,
         first_step,
         recipe.max_steps,
         micro_steps,
@@ -56,28 +57,14 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         accelerator.num_processes,
         recipe.num_workers,
     )
-    announce(accelerator, recipe, student, batches.dataset, first_step, micro_steps)
+    announce(accelerator, recipe, student, dataset, first_step, micro_steps)
     model = accelerator.prepare_model(student)
     monitor = Monitor(output, recipe, first_step, accelerator)
     stream = iter(batches)
 
     for step in range(first_step, recipe.max_steps):
-        num_masked = 0
-        for micro_step in range(micro_steps):
-            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(stream).items()}
-            torch.manual_seed(stream_seed(recipe.seed, step, micro_step, accelerator.process_index))
-            gradients_stay_here = (
-                accelerator.no_sync(model) if micro_step < micro_steps - 1 else contextlib.nullcontext()
-            )
-            with gradients_stay_here:
-                # 1. The teacher sees the whole crop, 2. the student the masked one.
-                result = model(**batch, teacher=teacher)
-
-                # 3. Add up the gradient of the loss' sum; it is divided by the update's masked frames below.
-                masked = int(batch["mask_time_indices"].sum())
-                accelerator.backward(result.loss * (masked / nominal_masked(recipe) * accelerator.num_processes))
-            monitor.add(result, masked, batch["mask_time_indices"].numel())
-            num_masked += masked
+        # 1. to 3. Teacher and student see the step's crops; the gradient adds up over micro-batches.
+        num_masked = accumulate(accelerator, recipe, model, teacher, stream, step, micro_steps, monitor)
 
         # 4. Optimise the student; the teacher follows, once per step.
         learning_rate = tri_stage_learning_rate(
@@ -95,9 +82,7 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         monitor.end_step(step + 1, learning_rate, ema_decay, grad_norm)
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.max_steps:
             if accelerator.is_main_process:
-                save_checkpoint(
-                    output, step + 1, student, feature_extractor, teacher, optimizer, recipe, recipe.keep_last
-                )
+                save_checkpoint(output, step + 1, student, feature_extractor, teacher, optimizer, recipe)
             accelerator.wait_for_everyone()
     monitor.close()
     if accelerator.is_main_process:
@@ -105,6 +90,28 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         feature_extractor.save_pretrained(output)
     accelerator.end_training()
     return output
+
+
+def accumulate(accelerator, recipe: Recipe, model, teacher, stream, step: int, micro_steps: int, monitor) -> int:
+    """Forward and backward over one step's micro-batches; returns this process' number of masked frames.
+
+    Losses are summed, not averaged: [`optimise`] divides the gradient by the masked frames of the whole update.
+    """
+    num_masked = 0
+    for micro_step in range(micro_steps):
+        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(stream).items()}
+        torch.manual_seed(stream_seed(recipe.seed, step, micro_step, accelerator.process_index))
+        last = micro_step == micro_steps - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            # 1. The teacher sees the whole crop, 2. the student the masked one.
+            result = model(**batch, teacher=teacher)
+
+            # 3. The wrapper averages gradients over processes, hence the factor.
+            masked = int(batch["mask_time_indices"].sum())
+            accelerator.backward(result.loss * (masked / nominal_masked(recipe) * accelerator.num_processes))
+        monitor.add(result, masked, batch["mask_time_indices"].numel())
+        num_masked += masked
+    return num_masked
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
