@@ -33,6 +33,8 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
     """
     music2vec = [sys.executable, "-m", "music2vec_hf"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    # Left to itself, accelerate gives a process on CPU one thread.
+    launch += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "music2vec_hf"]
     audio, corpus, run = output / "synthetic", output / "corpus", output / "music2vec-tiny"
     probes = output / "probes"
