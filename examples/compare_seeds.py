@@ -1,6 +1,6 @@
 """Several runs of the demo as one result: pretrained against random weights, averaged over pretraining seeds.
 
-    python examples/compare_seeds.py demo-1 demo-2 demo-3 --output examples/results/demo_three_seeds
+    python examples/compare_seeds.py demo-1 demo-2 demo-3 --output three-seeds
 
 Each folder is one `music2vec demo --seed S --output FOLDER`. Random weights are drawn with the run's own seed. The
 test clips are the same in all runs, so differences are paired: they are resampled jointly for all runs and tasks.
