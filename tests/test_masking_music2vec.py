@@ -1,12 +1,13 @@
 """Laws of the masks, and the reference's statistics (tests/golden/mask_stats.npz)."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from conftest import GOLDEN
 
 from music2vec_hf import sample_mask_group, sample_mask_time_indices
 
-STATS = np.load(GOLDEN / "mask_stats.npz", allow_pickle=False)
+STATS = np.load(Path(__file__).parent / "golden" / "mask_stats.npz", allow_pickle=False)
 SETTINGS = list(zip(STATS["settings"].tolist(), STATS["mask_prob"], STATS["mask_length"], strict=True))
 
 
