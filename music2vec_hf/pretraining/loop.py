@@ -38,13 +38,13 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         TrainingStopped: if the loss is not finite or the model collapses.
     """
     output = Path(output)
-    accelerator = make_accelerator(recipe)
     found = checkpoints(output)
     if found and not resume:
         raise ValueError(f"{output} holds a run up to {found[-1].name}. Add `--resume`, or name another `--output`.")
     dataset = CropDataset(load_corpus(corpus), batch_plan(recipe))
     output.mkdir(parents=True, exist_ok=True)
 
+    accelerator = make_accelerator(recipe)
     student, first_step, teacher, optimizer = prepare_training(recipe, accelerator, found[-1] if found else None)
     feature_extractor = Music2VecFeatureExtractor(receptive_field=student.config.receptive_field)
     micro_steps = count_micro_steps(recipe, accelerator.num_processes)
