@@ -62,6 +62,12 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
     Plain data2vec-audio checkpoints load unchanged, and its own load in plain `Data2VecAudioModel`.
     """
 
+    # Heads are left behind on purpose when the encoder alone is loaded.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(final_proj|classifier|projector|pooling_query)\.",
+        r"^(feature_mean|feature_std|layer_weights)$",
+    ]
+
     def __init__(self, config: Music2VecConfig):
         super(Data2VecAudioModel, self).__init__(config)  # the parent's constructor would build its own front end
         if config.add_adapter:
