@@ -12,7 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from music2vec_hf.probing.results import Predictions, load_predictions, paired_difference_of_predictions, read_results
+from music2vec_hf.probing.results import (
+    Predictions,
+    difference_as_dict,
+    load_predictions,
+    paired_difference_of_predictions,
+    read_results,
+)
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("demos", nargs="+", type=Path)
@@ -52,8 +58,7 @@ def main() -> None:
             continue
         differences = paired_difference_of_predictions(pooled(args.demos, sources[0]), pooled(args.demos, baseline))
         summary["pretrained_minus"][baseline] = {
-            task: {"value": difference.value, "interval": list(difference.interval)}
-            for task, difference in differences.items()
+            task: difference_as_dict(difference) for task, difference in differences.items()
         }
         print(f"\n{sources[0]} minus {baseline}, paired 95 % interval")
         for task, difference in differences.items():
