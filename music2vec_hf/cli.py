@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+_PRECISIONS = ("fp32", "bf16", "auto")  # music2vec_hf.precision's, which imports torch
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a user's mistake ends it with one sentence on stderr and exit code 1.
@@ -81,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model_verbs(verb) -> None:
     """The verbs that start from a model or its results."""
+    precision_help = "of the model; auto: bf16 where the hardware multiplies it (default: %(default)s)"
     command = verb(embed, "layer-wise embeddings of audio files")
     command.add_argument("model", metavar="MODEL", help="folder or Hub id")
     command.add_argument("inputs", metavar="INPUT", nargs="+", help="audio files or folders")
@@ -88,6 +91,7 @@ def _add_model_verbs(verb) -> None:
     command.add_argument("--layers", default="all", help="all, or some of conv,0,1,... (default: %(default)s)")
     command.add_argument("--pool", default="mean", choices=("mean", "none"), help="per track or per frame")
     command.add_argument("--window-seconds", type=float, default=30.0, help="heard at once (default: %(default)s)")
+    command.add_argument("--precision", default="fp32", choices=_PRECISIONS, help=precision_help)
 
     command = verb(probe, "probe a model on a task, beside random weights, spectral features and chance")
     command.add_argument("model", metavar="MODEL", help="folder or Hub id")
@@ -98,6 +102,7 @@ def _add_model_verbs(verb) -> None:
     command.add_argument("--search", default="quick", help="protocol (default: %(default)s)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
     command.add_argument("--random-init-seed", type=int, default=0, help="of the random weights (default: 0)")
+    command.add_argument("--precision", default="fp32", choices=_PRECISIONS, help=precision_help)
     command.add_argument(
         "--baselines", nargs="*", default=["random-init", "mfcc", "chroma"], help="probed beside (default: all three)"
     )
@@ -190,7 +195,13 @@ def embed(args) -> None:
     from music2vec_hf.embedding_table import write_embeddings
 
     summary = write_embeddings(
-        args.model, args.inputs, args.output, _layer_list(args.layers), args.pool, args.window_seconds
+        args.model,
+        args.inputs,
+        args.output,
+        _layer_list(args.layers),
+        args.pool,
+        args.window_seconds,
+        args.precision,
     )
     print(
         f"{args.output}: {summary['tracks']} tracks, layers {', '.join(summary['layers'])}, "
@@ -219,6 +230,7 @@ def probe(args) -> None:
         seeds=args.seeds,
         layers=_layer_list(args.layers),
         random_init_seed=args.random_init_seed,
+        precision=args.precision,
     )
     print(format_table(read_results(results)))
     print(results)

@@ -42,11 +42,17 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
     metrics, report = run / "metrics.jsonl", output / "report.html"
     pretrain = ["pretrain", "--recipe", "tiny", "--corpus", corpus, "--output", run, "--resume", "--seed", seed]
     probe = ["probe", run, "--task", "synthetic", "--data", audio, "--output", probes, "--random-init-seed", seed]
+    probe += ["--precision", "auto"]
     stages = [
         ("synth", music2vec, ["synth", audio, "--clips", NUM_CLIPS, "--seed", CORPUS_SEED], audio),
         ("prepare", music2vec, ["prepare", audio / "audio" / "train", corpus], corpus),
         ("pretrain", launch, pretrain, run / "model.safetensors"),
-        ("embed", music2vec, ["embed", run, audio / "audio" / "validation", "--output", embeddings], embeddings),
+        (
+            "embed",
+            music2vec,
+            ["embed", run, audio / "audio" / "validation", "--output", embeddings, "--precision", "auto"],
+            embeddings,
+        ),
         ("probe", music2vec, probe, results),
         ("report", music2vec, ["report", probes, "--output", output, "--metrics", metrics], report),
     ]

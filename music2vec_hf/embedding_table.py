@@ -23,6 +23,7 @@ def write_embeddings(
     layers: Sequence[str] | None = None,
     pool: str = "mean",
     window_seconds: float = 30.0,
+    precision: str = "fp32",
 ) -> dict:
     """Embed files and folders into a Parquet file: one row per track, one column per layer.
 
@@ -33,7 +34,7 @@ def write_embeddings(
         model (`str` or `Path`): folder or Hub id.
         inputs: audio files, or folders that are searched.
         output (`str` or `Path`): the Parquet file.
-        layers, pool, window_seconds: as in [`embed_tracks`].
+        layers, pool, window_seconds, precision: as in [`embed_tracks`].
 
     Returns:
         `dict`: `tracks`, `hours`, `layers`, and `rejects`, a list of (path, reason).
@@ -60,7 +61,7 @@ def write_embeddings(
             read.append((str(path), len(samples) / SAMPLING_RATE))
             yield samples
 
-    embedded = embed_tracks(encoder, feature_extractor, tracks(), chosen, pool, window_seconds)
+    embedded = embed_tracks(encoder, feature_extractor, tracks(), chosen, pool, window_seconds, precision)
     count = _write_rows(Path(output), embedded, read, chosen, pool)
     if count == 0:
         raise ValueError(f"None of the {len(paths)} files could be read; the first: {rejects[0][1]}")

@@ -18,6 +18,7 @@ from music2vec_hf.configuration_music2vec import Music2VecConfig
 from music2vec_hf.data.audio import SAMPLING_RATE, read_audio
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecModel
+from music2vec_hf.precision import autocast
 
 CONV = "conv"
 _BATCH_SECONDS = 60.0
@@ -92,6 +93,7 @@ def embed_tracks(
     layers: Sequence[str] | None = None,
     pool: str = "mean",
     window_seconds: float = 30.0,
+    precision: str = "fp32",
 ) -> Iterator[dict[str, np.ndarray]]:
     """Embed tracks in order.
 
@@ -102,12 +104,13 @@ def embed_tracks(
         pool (`str`): `"mean"` over all frames of the track (so a short last window weighs by its length) or `"none"`.
         window_seconds (`float`): longest piece that the model hears at once. A rest too short for one frame is left
             out.
+        precision (`str`): of matrix products: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
 
     Yields:
         `dict`: layer -> `[C]`, or `[T, C]` without pooling; float32.
 
     Raises:
-        ValueError: for an unknown layer or pooling, or audio that the extractor refuses.
+        ValueError: for an unknown layer, pooling or precision, or audio that the extractor refuses.
     """
     chosen = check_layers(model, layers)
     if pool not in ("mean", "none"):
@@ -122,12 +125,12 @@ def embed_tracks(
     for track in tracks:
         waiting.append(feature_extractor(track, sampling_rate=SAMPLING_RATE)["input_values"][0])
         if sum(map(len, waiting)) >= _READ_AHEAD_SECONDS * SAMPLING_RATE:
-            yield from _embed_together(model, waiting, chosen, pool, window)
+            yield from _embed_together(model, waiting, chosen, pool, window, precision)
             waiting = []
-    yield from _embed_together(model, waiting, chosen, pool, window)
+    yield from _embed_together(model, waiting, chosen, pool, window, precision)
 
 
-def _embed_together(model, tracks, layers, pool, window):
+def _embed_together(model, tracks, layers, pool, window, precision):
     """Embed a few tracks: all their windows, in batches of equal length."""
     shortest = model.config.receptive_field
     by_length = defaultdict(list)
@@ -143,11 +146,13 @@ def _embed_together(model, tracks, layers, pool, window):
         for first in range(0, len(pieces), rows):
             batch = pieces[first : first + rows]
             input_values = torch.from_numpy(np.stack([piece for _, _, piece in batch])).to(device)
-            for layer, frames in layer_frames(model, input_values):
-                if layer in layers:
-                    kept = (frames.sum(1, keepdim=True) if pool == "mean" else frames).float().cpu().numpy()
-                    for (index, start, _), values in zip(batch, kept, strict=True):
-                        parts[index][layer][start] = (values, frames.shape[1])
+            with autocast(precision, device.type):
+                for layer, frames in layer_frames(model, input_values):
+                    if layer in layers:
+                        frames = frames.float()
+                        kept = (frames.sum(1, keepdim=True) if pool == "mean" else frames).cpu().numpy()
+                        for (index, start, _), values in zip(batch, kept, strict=True):
+                            parts[index][layer][start] = (values, frames.shape[1])
     for track in parts:
         yield {layer: _join(pieces, pool) for layer, pieces in track.items()}
 
@@ -173,6 +178,7 @@ def embed_files(
     feature_extractor: Music2VecFeatureExtractor,
     paths: Sequence[str | Path],
     window_seconds: float = 30.0,
+    precision: str = "fp32",
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """Mean-pooled embeddings of audio files, all layers.
@@ -184,7 +190,7 @@ def embed_files(
         AudioError: for a file that cannot be read, naming it.
     """
     tracks = (read_audio(path) for path in tqdm(paths, desc="embedding", unit="file", disable=not progress))
-    rows = list(embed_tracks(model, feature_extractor, tracks, window_seconds=window_seconds))
+    rows = list(embed_tracks(model, feature_extractor, tracks, window_seconds=window_seconds, precision=precision))
     return {layer: np.stack([row[layer] for row in rows]) for layer in layer_names(model)}
 
 
@@ -196,6 +202,7 @@ def embed(
     window_seconds: float = 30.0,
     sampling_rate: int | None = None,
     feature_extractor: Music2VecFeatureExtractor | None = None,
+    precision: str = "fp32",
 ) -> np.ndarray | list[np.ndarray]:
     """Embeddings of one track or of several.
 
@@ -208,6 +215,7 @@ def embed(
         window_seconds (`float`): longest piece that the model hears at once.
         sampling_rate (`int`, *optional*): of arrays, in Hz; `None` means 16 kHz. Files know theirs.
         feature_extractor: for a loaded model; by default one with the reference's normalisation.
+        precision (`str`): of matrix products: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
 
     Returns:
         `np.ndarray`, float32: `[C]` for one layer, `[L, C]` for several, with `T` before `C` where `pool` is
@@ -229,7 +237,7 @@ def embed(
     tracks = (_load_track(item, sampling_rate, feature_extractor) for item in ([audio] if one_track else audio))
     results = [
         np.stack([row[name] for name in names]) if not one_layer else row[names[0]]
-        for row in embed_tracks(model, feature_extractor, tracks, names, pool, window_seconds)
+        for row in embed_tracks(model, feature_extractor, tracks, names, pool, window_seconds, precision)
     ]
     if one_track:
         return results[0]

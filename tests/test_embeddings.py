@@ -56,6 +56,11 @@ def test_company_changes_nothing(model):
         np.testing.assert_allclose(row, embed(model, clip), atol=1e-6)
 
 
+def test_bf16_is_near_float32_and_not_equal(model):
+    exact, rounded = embed(model, noise(2)), embed(model, noise(2), precision="bf16")
+    assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
 def test_windows_weigh_by_their_length(model):
     samples = noise(2.5)
     normalised = Music2VecFeatureExtractor()(samples, sampling_rate=16_000)["input_values"][0]

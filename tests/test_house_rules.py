@@ -14,9 +14,10 @@ FILES = sorted(LIBRARY.rglob("*.py"))
 ALLOWED = {
     "model floor": {"model floor"},
     "data": {"data", "model floor"},
-    "embeddings": {"embeddings", "data", "model floor"},
-    "pretraining": {"pretraining", "data", "embeddings", "model floor"},
-    "probing": {"probing", "data", "embeddings", "model floor"},
+    "embeddings": {"embeddings", "precision", "data", "model floor"},
+    "precision": {"precision"},
+    "pretraining": {"pretraining", "precision", "data", "embeddings", "model floor"},
+    "probing": {"probing", "precision", "data", "embeddings", "model floor"},
     "hub": {"hub", "data", "embeddings", "model floor"},
     "top": {"top", "pretraining", "probing", "hub", "data", "embeddings", "model floor"},
 }

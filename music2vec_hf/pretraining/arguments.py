@@ -21,6 +21,7 @@ _RANGES = {
     "adam_epsilon": (0.0, 1.0),
     "weight_decay": (0.0, 10.0),
     "max_grad_norm": (0.0, 1e9),
+    "initializer_range": (0.0, 10.0),
     "init_lr_scale": (0.0, 1.0),
     "final_lr_scale": (1e-9, 1.0),
     "seed": (0, 2**32 - 1),
@@ -77,6 +78,7 @@ class Recipe:
     num_conv_pos_embeddings: int = 5
     conv_pos_kernel_size: int = 19
     num_conv_pos_embedding_groups: int = 16
+    initializer_range: float = field(default=0.02, metadata={"help": "standard deviation of new linear layers"})
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0

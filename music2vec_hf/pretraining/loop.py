@@ -12,6 +12,7 @@ from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
 from music2vec_hf.data.corpus import load_corpus
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.precision import choose_precision
 from music2vec_hf.pretraining.arguments import Recipe
 from music2vec_hf.pretraining.checkpoints import checkpoints, load_training_state, save_checkpoint
 from music2vec_hf.pretraining.monitors import Monitor
@@ -122,16 +123,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs])
 
 
-def choose_precision(precision: str) -> str:
-    """`auto` -> `bf16` where the hardware multiplies bf16 itself, else `fp32`; anything else is returned unchanged."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-
-
 def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None):
     """Student, steps done, teacher and optimiser: new from the recipe's seed, or from a checkpoint."""
     torch.manual_seed(stream_seed(recipe.seed, _INIT_STREAM, 0, 0))
@@ -211,4 +202,4 @@ def announce(accelerator, recipe: Recipe, student, dataset: CropDataset, first_s
     )
 
 
-__all__ = ["choose_precision", "pretrain"]
+__all__ = ["pretrain"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..precision import choose_precision
 from .baselines import chroma_features, mfcc_features
 
 RANDOM_INIT = "random-init"
@@ -122,6 +123,7 @@ def source_features(
     digests: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     window_seconds: float = 30.0,
+    precision: str = "fp32",
     device: str = "cpu",
     progress: bool = True,
 ) -> tuple[dict[str, np.ndarray], str]:
@@ -133,6 +135,7 @@ def source_features(
         digests (`Sequence[str]`, *optional*): from `audio_digests`, where they are known already.
         cache_dir (`str` or `Path`, *optional*): folder of the cache; without it nothing is kept.
         window_seconds (`float`): longest piece that a model hears at once, in seconds.
+        precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
         device (`str`): torch device of the model.
         progress (`bool`): show a progress bar.
 
@@ -157,9 +160,11 @@ def source_features(
         model.to(device)
 
         def compute(chosen: Sequence[Path]) -> Mapping[str, np.ndarray]:
-            return embed_files(model, feature_extractor, chosen, window_seconds=window_seconds, progress=False)
+            return embed_files(model, feature_extractor, chosen, window_seconds, precision, progress=False)
 
-        preprocessing = f"{feature_extractor.to_json_string()}, windows of {window_seconds} s"
+        preprocessing = (
+            f"{feature_extractor.to_json_string()}, windows of {window_seconds} s, {choose_precision(precision)}"
+        )
         features = _cached_parts(
             paths, digests, f"{identity}\n{preprocessing}", cache_dir, compute, source.name, progress
         )

@@ -320,6 +320,7 @@ def run_suite(
     random_init_seed: int = 0,
     cache_dir: str | Path | None = None,
     window_seconds: float = 30.0,
+    precision: str = "fp32",
     device: str = "cpu",
     progress: bool = True,
 ) -> Path:
@@ -336,6 +337,7 @@ def run_suite(
         random_init_seed (`int`): seed of the weights of `random-init`.
         cache_dir (`str` or `Path`, *optional*): where features are kept.
         window_seconds (`float`): longest piece that a model hears at once, in seconds.
+        precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
         device (`str`): torch device.
         progress (`bool`): show progress bars.
 
@@ -358,7 +360,7 @@ def run_suite(
     for source in resolved:
         started = time.perf_counter()
         features, model_hash = source_features(
-            source, paths, digests, cache_dir, window_seconds=window_seconds, device=device, progress=progress
+            source, paths, digests, cache_dir, window_seconds, precision, device, progress
         )
         features = _chosen_layers(features, layers, source)
         extracted = time.perf_counter()

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from music2vec_hf import EMATeacher
 from music2vec_hf.pretraining.checkpoints import checkpoints
-from music2vec_hf.pretraining.loop import choose_precision, count_micro_steps, pretrain
+from music2vec_hf.pretraining.loop import count_micro_steps, pretrain
 from music2vec_hf.pretraining.monitors import TrainingStopped
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
 
@@ -144,11 +144,6 @@ def test_an_optimiser_state_survives_its_checkpoint():
 def test_a_schedule_that_cannot_be_is_refused(bad):
     with pytest.raises(ValueError, match="three shares that add up to 1"):
         tri_stage_learning_rate(0, peak=1.0, **bad)
-
-
-def test_precision_is_what_was_asked_for():
-    assert [choose_precision(name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
-    assert choose_precision("auto") in ("fp32", "bf16")
 
 
 def test_the_teacher_follows_once_per_step(toy_corpus, tmp_path, toy_recipe, monkeypatch):

@@ -322,8 +322,8 @@ def test_model_features_are_cached_by_weights(corpus, tmp_path, monkeypatch):
         def to(self, device):
             return self
 
-    def embed_files(model, feature_extractor, paths, window_seconds=30.0, progress=True):
-        calls.append((model.digest, len(paths), window_seconds))
+    def embed_files(model, feature_extractor, paths, window_seconds, precision, progress=True):
+        calls.append((model.digest, len(paths), window_seconds, precision))
         return {layer: np.ones((len(paths), 4)) for layer in ("conv", "0", "1")}
 
     module = types.ModuleType("music2vec_hf.embeddings")
@@ -339,10 +339,12 @@ def test_model_features_are_cached_by_weights(corpus, tmp_path, monkeypatch):
             assert features["0"].shape == (len(paths), 4) and features["0"].dtype == np.float32
             assert digest == f"folder/model {source is random} {7 if source is random else 0}"
     sources.source_features(trained, paths, cache_dir=tmp_path, window_seconds=5.0, progress=False)
+    sources.source_features(trained, paths, cache_dir=tmp_path, precision="bf16", progress=False)
     expected = [
-        ("folder/model False 0", 80, 30.0),
-        ("folder/model True 7", 80, 30.0),
-        ("folder/model False 0", 80, 5.0),
+        ("folder/model False 0", 80, 30.0, "fp32"),
+        ("folder/model True 7", 80, 30.0, "fp32"),
+        ("folder/model False 0", 80, 5.0, "fp32"),
+        ("folder/model False 0", 80, 30.0, "bf16"),
     ]
     assert calls == expected
 
