@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-_PRECISIONS = ("fp32", "bf16", "auto")  # music2vec_hf.precision's, which imports torch
+_PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # music2vec_hf.precision's, which imports torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,19 +19,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): by default the process' arguments.
 
     Returns:
-        `int`: exit code: 0, 1 for a mistake that the message explains, 130 after Ctrl-C. argparse itself exits with 2.
+        `int`: exit code: 0, 1 for a mistake that the message explains, 75 when a signal asked pretraining to stop
+            and has saved itself, 130 after Ctrl-C. argparse itself exits with 2.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and args.verb is not pretrain:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     from music2vec_hf.pretraining.monitors import TrainingStopped
+    from music2vec_hf.pretraining.signals import REQUEUE_EXIT_CODE, TrainingInterrupted
 
     try:
         args.verb(args, rest) if args.verb is pretrain else args.verb(args)
     except (ValueError, OSError, TrainingStopped) as error:
         print(f"music2vec: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except TrainingInterrupted as stop:
+        print(f"music2vec: {stop}", file=sys.stderr)
+        return REQUEUE_EXIT_CODE
     except KeyboardInterrupt:
         print("music2vec: interrupted", file=sys.stderr)
         return 130
@@ -72,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = verb(pretrain, "pretrain a model; run it as `accelerate launch -m music2vec_hf pretrain ...`")
     command.add_argument("--recipe", default="crop5s", help="name, or YAML file of differences (default: %(default)s)")
-    command.add_argument("--corpus", required=True, help="prepared corpus")
+    command.add_argument("--corpus", required=True, help="prepared corpus, other audio or Hub id")
     command.add_argument("--output", required=True, help="folder of the run")
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     command.epilog = "Any value of the recipe can be given as --key value; `music2vec recipes NAME` shows them."
@@ -107,10 +112,15 @@ def _add_model_verbs(verb) -> None:
         "--baselines", nargs="*", default=["random-init", "mfcc", "chroma"], help="probed beside (default: all three)"
     )
 
-    command = verb(report, "table, figures and HTML page from results.json")
-    command.add_argument("results", metavar="RESULTS", nargs="+", help="results.json files or their folders")
+    command = verb(report, "table, figures and HTML page from results and pretraining runs")
+    command.add_argument(
+        "results", metavar="RESULTS", nargs="+", help="results.json files, pretraining runs, or folders of either"
+    )
     command.add_argument("--output", required=True, help="folder of report.html")
-    command.add_argument("--metrics", help="metrics.jsonl of a pretraining run, for its curves")
+
+    command = verb(convert, "turn a fairseq data2vec-audio checkpoint into a model to resume, use or release")
+    command.add_argument("checkpoint", metavar="CKPT.pt", help="fairseq's file; it is read, never run")
+    command.add_argument("out", metavar="OUT", help="new folder")
 
     command = verb(export, "write a model so that plain transformers loads it")
     command.add_argument("model", metavar="MODEL", help="folder or Hub id")
@@ -165,10 +175,10 @@ def pretrain(args, rest: Sequence[str]) -> None:
 
 
 def read_overrides(arguments: Sequence[str]) -> dict:
-    """`--key value`, `--key=value` or `--key v1 v2 ...` -> values as YAML reads them.
+    """`--key value`, `--key=value` or `--key v1 v2 ...` -> values as YAML reads them; `--key` alone is true.
 
     Raises:
-        ValueError: for a word that follows no key, or a key without a value.
+        ValueError: for a word that follows no key.
     """
     found: dict[str, list] = {}
     key = None
@@ -181,13 +191,8 @@ def read_overrides(arguments: Sequence[str]) -> dict:
             raise ValueError(f"{word!r} follows no `--key`. Write recipe values as `--key value`.")
         else:
             found[key].append(word)
-    for key, words in found.items():
-        if not words:
-            raise ValueError(f"`--{key}` has no value. Write recipe values as `--key value`.")
-    return {
-        key: yaml.safe_load(words[0]) if len(words) == 1 else [yaml.safe_load(word) for word in words]
-        for key, words in found.items()
-    }
+    values = {key: [yaml.safe_load(word) for word in words] for key, words in found.items()}
+    return {key: words[0] if len(words) == 1 else words or True for key, words in values.items()}
 
 
 def embed(args) -> None:
@@ -240,7 +245,14 @@ def report(args) -> None:
     """See [`music2vec_hf.probing.report.write_report`]."""
     from music2vec_hf.probing.report import write_report
 
-    print(write_report(args.results, args.output, args.metrics))
+    print(write_report(args.results, args.output))
+
+
+def convert(args) -> None:
+    """See [`music2vec_hf.fairseq.convert_fairseq_checkpoint`]."""
+    from music2vec_hf.fairseq import convert_fairseq_checkpoint
+
+    print(convert_fairseq_checkpoint(args.checkpoint, args.out))
 
 
 def export(args) -> None:

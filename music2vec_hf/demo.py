@@ -39,7 +39,7 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
     audio, corpus, run = output / "synthetic", output / "corpus", output / "music2vec-tiny"
     probes = output / "probes"
     embeddings, results = output / "embeddings.parquet", probes / "results.json"
-    metrics, report = run / "metrics.jsonl", output / "report.html"
+    report = output / "report.html"
     pretrain = ["pretrain", "--recipe", "tiny", "--corpus", corpus, "--output", run, "--resume", "--seed", seed]
     probe = ["probe", run, "--task", "synthetic", "--data", audio, "--output", probes, "--random-init-seed", seed]
     probe += ["--precision", "auto"]
@@ -54,7 +54,7 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
             embeddings,
         ),
         ("probe", music2vec, probe, results),
-        ("report", music2vec, ["report", probes, "--output", output, "--metrics", metrics], report),
+        ("report", music2vec, ["report", probes, run, "--output", output], report),
     ]
     return [Stage(name, [*program, *map(str, words)], made) for name, program, words, made in stages]
 

@@ -103,6 +103,7 @@ class Music2VecForPreTrainingOutput(ModelOutput):
         target_std, prediction_std (`torch.Tensor`, scalars): collapse monitors: mean over channels of
             `sqrt(unbiased variance over masked frames + 1e-6)`.
         last_hidden_state (`torch.Tensor` of shape `(B, T, C)`): the student's output.
+        projected_features (`torch.Tensor` of shape `(B, T, C)`): what the teacher reads: unmasked, without gradient.
     """
 
     loss: torch.Tensor | None = None
@@ -111,6 +112,7 @@ class Music2VecForPreTrainingOutput(ModelOutput):
     target_std: torch.Tensor | None = None
     prediction_std: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    projected_features: torch.Tensor | None = None
 
 
 class Music2VecForPreTraining(Music2VecPreTrainedModel):
@@ -161,7 +163,7 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         if frame_mask is not None:
             student = student.masked_fill(~frame_mask[..., None], 0.0)  # the encoder does so in place
         hidden_states = encoder.encoder(student, attention_mask=frame_mask).last_hidden_state
-        output = Music2VecForPreTrainingOutput(last_hidden_state=hidden_states)
+        output = Music2VecForPreTrainingOutput(last_hidden_state=hidden_states, projected_features=projected.detach())
         if mask_time_indices is None:
             if teacher is not None:
                 raise ValueError("There is a `teacher` but no `mask_time_indices`. Sample a mask for this batch.")

@@ -4,7 +4,8 @@ import contextlib
 
 import torch
 
-PRECISIONS = ("fp32", "bf16", "auto")
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(precision: str) -> str:
@@ -25,9 +26,8 @@ def autocast(precision: str, device_type: str):
     """
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` is {precision!r}. Use one of {', '.join(PRECISIONS)}.")
-    if choose_precision(precision) == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device_type, torch.bfloat16)
+    dtype = _DTYPES.get(choose_precision(precision))
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device_type, dtype)
 
 
 __all__ = ["PRECISIONS", "autocast", "choose_precision"]

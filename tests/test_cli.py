@@ -35,7 +35,7 @@ def test_recipes_are_listed_and_resolved(capsys):
         (["prepare", "nowhere", "OUT"], "nowhere"),
         (["pretrain", "--corpus", "nowhere/at/all", "--output", "OUT"], "nowhere/at/all"),
         (["pretrain", "--corpus", "C", "--output", "OUT", "--mask_time_lenght", "5"], "Did you mean"),
-        (["pretrain", "--corpus", "C", "--output", "OUT", "--seed"], "`--seed` has no value"),
+        (["pretrain", "--corpus", "C", "--output", "OUT", "--seed"], "`seed` is True"),
         (["report", "nowhere", "--output", "OUT"], "nowhere"),
         (["embed", "M", "nowhere", "--output", "OUT/e.parquet"], "M"),
     ],
@@ -88,6 +88,6 @@ def test_the_whole_chain_at_toy_size(tmp_path):
     assert {record["task"] for record in results["records"]} == {
         "synthetic-genre", "synthetic-key", "synthetic-tags", "synthetic-emotion"
     }  # fmt: skip
-    run("report", "probes", "--output", "page", "--metrics", "run/metrics.jsonl")
+    run("report", "probes", "run", "--output", "page")
     assert "<html" in (tmp_path / "page" / "report.html").read_text()
     assert AutoModel.from_pretrained(tmp_path / "run").config.hidden_size == 32

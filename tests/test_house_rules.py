@@ -23,6 +23,7 @@ ALLOWED = {
 }
 TOP = {"cli.py", "__main__.py", "__init__.py", "demo.py"}
 EMBEDDINGS = {"embeddings.py", "embedding_table.py"}
+HUB = {"hub.py", "fairseq.py", "fairseq_reader.py"}
 
 
 def wing_of(path: Path) -> str:
@@ -33,6 +34,8 @@ def wing_of(path: Path) -> str:
         return "model floor"
     if inside.name in EMBEDDINGS:
         return "embeddings"
+    if inside.name in HUB:
+        return "hub"
     return "top" if inside.name in TOP else inside.stem
 
 

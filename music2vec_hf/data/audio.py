@@ -62,6 +62,12 @@ class AudioReader:
     def __exit__(self, *exception) -> None:
         self._decoder.close()
 
+    @property
+    def num_samples(self) -> int:
+        """Length at 16 kHz as the header states it, 0 where it states nothing; damage may make the audio shorter."""
+        ratio = StreamResampler(self._decoder.rate)
+        return -(-self._decoder.frames * ratio.up // ratio.down)
+
     def blocks(self, start: float = 0.0, block_seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
         """Yield the audio from `start` seconds to its end, float32 `[n]` in [-1, 1], about `block_seconds` each."""
         resampler = StreamResampler(self._decoder.rate)
@@ -116,7 +122,9 @@ class AudioReader:
             )
 
 
-def read_audio(source: AudioSource, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+def read_audio(
+    source: AudioSource, start: float = 0.0, seconds: float | None = None, name: str | None = None
+) -> np.ndarray:
     """Decode audio of any format and rate to mono at 16 kHz.
 
     Channels are averaged. Resampling keeps tones up to 7.5 kHz and puts what would alias below -80 dB; the slice
@@ -127,6 +135,7 @@ def read_audio(source: AudioSource, start: float = 0.0, seconds: float | None = 
         source: path, encoded bytes, or binary file object.
         start (`float`): where to begin, in seconds.
         seconds (`float`, *optional*): how much to read at most; by default all to the end.
+        name (`str`, *optional*): what errors call the source; by default its path.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`, float32 in [-1, 1], never empty.
@@ -139,7 +148,7 @@ def read_audio(source: AudioSource, start: float = 0.0, seconds: float | None = 
         raise ValueError(f"`start` must be at least 0 and `seconds` above 0, got {start} and {seconds}.")
     wanted = None if seconds is None else round(seconds * SAMPLING_RATE)
     parts, num_samples = [], 0
-    with AudioReader(source) as reader:
+    with AudioReader(source, name) as reader:
         for block in reader.blocks(start, BLOCK_SECONDS if seconds is None else min(seconds, BLOCK_SECONDS)):
             parts.append(block)
             num_samples += len(block)

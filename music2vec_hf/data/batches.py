@@ -61,6 +61,22 @@ class BatchPlan:
             masks.update(zip(members, group_masks, strict=True))
         return np.stack([masks[row] for row in rows])
 
+    def normalised(self, crop: np.ndarray, clip_mean: float, clip_std: float) -> np.ndarray:
+        """A crop `[N]` less its mean, over its deviation, float32: the clip's or its own, as `normalize` says."""
+        mean, std = clip_mean, clip_std
+        if self.normalize != "clip":
+            mean, std = crop.mean(dtype=np.float64), crop.std(dtype=np.float64)
+        return ((crop - mean) / np.sqrt(std**2 + self.norm_eps)).astype(np.float32)
+
+    def collate(self, items: list[tuple[tuple[int, int], np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Items `((step, row), samples [N])` of one step -> `input_values [b, N]` and `mask_time_indices [b, T]`."""
+        step = items[0][0][0]
+        masks = self.masks(step, [row for (_, row), _ in items])
+        return {
+            "input_values": torch.from_numpy(np.stack([samples for _, samples in items])),
+            "mask_time_indices": torch.from_numpy(masks),
+        }
+
 
 class CropDataset(Dataset):
     """Random crops of a corpus, addressed by `(step, row)`.
@@ -69,7 +85,7 @@ class CropDataset(Dataset):
     of the clips that are at least one crop long. Only the crop is decoded.
 
     Args:
-        corpus (`datasets.Dataset`): from [`load_corpus`].
+        corpus (`datasets.Dataset`): from [`load_corpus`], with `audio`, `duration`, `clip_mean` and `clip_std`.
         plan ([`BatchPlan`]).
 
     Raises:
@@ -109,21 +125,7 @@ class CropDataset(Dataset):
         clip, start = self.locate(*address)
         example = self.corpus[clip]
         samples = read_crop(example, start, self.plan.num_samples)
-        if self.plan.normalize == "clip":
-            mean, std = example["clip_mean"], example["clip_std"]
-        else:
-            mean, std = samples.mean(dtype=np.float64), samples.std(dtype=np.float64)
-        samples = (samples - mean) / np.sqrt(std**2 + self.plan.norm_eps)
-        return address, samples.astype(np.float32)
-
-    def collate(self, items) -> dict[str, torch.Tensor]:
-        """Items of one step -> `input_values [b, N]` and `mask_time_indices [b, T]`."""
-        step = items[0][0][0]
-        masks = self.plan.masks(step, [row for (_, row), _ in items])
-        return {
-            "input_values": torch.from_numpy(np.stack([samples for _, samples in items])),
-            "mask_time_indices": torch.from_numpy(masks),
-        }
+        return address, self.plan.normalised(samples, example["clip_mean"], example["clip_std"])
 
 
 class UpdateSampler(Sampler):
@@ -148,6 +150,20 @@ class UpdateSampler(Sampler):
         return len(self.steps) * len(self.cuts)
 
 
+def plan_updates(rows, first_step, max_steps, micro_steps=1, process_index=0, num_processes=1) -> UpdateSampler:
+    """The [`UpdateSampler`] of a run.
+
+    Raises:
+        ValueError: if an update has fewer rows than processes times micro-steps.
+    """
+    if rows < num_processes * micro_steps:
+        raise ValueError(
+            f"An update has {rows} crops but {num_processes} processes with {micro_steps} micro-steps each. "
+            "Use a larger `batch_seconds`, fewer processes or a larger `max_seconds_per_device`."
+        )
+    return UpdateSampler(rows, first_step, max_steps, micro_steps, process_index, num_processes)
+
+
 def training_batches(
     dataset: CropDataset,
     first_step: int,
@@ -162,21 +178,16 @@ def training_batches(
     Raises:
         ValueError: if an update has fewer rows than processes times micro-steps.
     """
-    rows = dataset.plan.rows_per_update
-    if rows < num_processes * micro_steps:
-        raise ValueError(
-            f"An update has {rows} crops but {num_processes} processes with {micro_steps} micro-steps each. "
-            "Use a larger `batch_seconds`, fewer processes or a larger `max_seconds_per_device`."
-        )
-    sampler = UpdateSampler(rows, first_step, max_steps, micro_steps, process_index, num_processes)
+    plan = dataset.plan
+    sampler = plan_updates(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=dataset.collate,
+        collate_fn=dataset.plan.collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
     )
 
 
-__all__ = ["BatchPlan", "CropDataset", "UpdateSampler", "training_batches"]
+__all__ = ["BatchPlan", "CropDataset", "UpdateSampler", "plan_updates", "training_batches"]

@@ -1,51 +1,83 @@
-"""Loading a corpus, or any Parquet data set with audio, and reading clips and crops: row 3 of the data's way."""
+"""Loading a corpus, or any `datasets` audio corpus, and reading clips and crops: row 3 of the data's way."""
 
-import json
 import os
-from pathlib import Path
 
 import numpy as np
-from datasets import Audio, Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 
 from .audio import SAMPLING_RATE, read_audio, read_flac_crop
+from .finding import choose_splits, find_corpus, name_audio_column, open_files
+from .measuring import STATISTICS, audio_name, encoded_audio, measure_clips
 from .prepare import prepare_corpus
-from .sources import SPLIT_ORDER
 
-__all__ = ["load_corpus", "prepare_corpus", "read_clip", "read_crop"]
+__all__ = ["check_corpus", "load_corpus", "prepare_corpus", "read_clip", "read_crop", "stream_corpus"]
 
 
-def load_corpus(path: str | os.PathLike, split: str | None = None) -> Dataset:
-    """Load a corpus for random access, memory-mapped, without decoding anything.
+def load_corpus(
+    corpus: str | os.PathLike, split: str | None = None, num_proc: int | None = None, report: bool = True
+) -> Dataset:
+    """Load a corpus for random access, memory-mapped. One that we prepared is not decoded.
 
-    The shards are turned into one Arrow file in the cache of `datasets` (`HF_DATASETS_CACHE`) the first time, and
-    mapped from there ever after. A local folder needs no network.
+    The files are turned into one Arrow file in the cache of `datasets` (`HF_DATASETS_CACHE`) the first time, and
+    mapped from there ever after; files of an audio folder stay where they are. Audio may have any format, rate and
+    number of channels. Where the columns `duration`, `clip_mean` and `clip_std` are not all there, every clip is
+    decoded once to measure them; see [`measure_clips`] for what is then left out.
 
     Args:
-        path: a folder made by `prepare_corpus`, a folder of Parquet files, or the id of a data set on the Hub.
-        split (`str`, *optional*): "train", "validation", "test" or "all"; may be left out where there is only one.
+        corpus: one of
+            - a folder made by `prepare_corpus`;
+            - a folder of Parquet files, of .tar archives (webdataset; every audio file in them is a clip) or of audio
+              files, at any depth, or a glob of such files;
+            - the id of a data set on the Hub, `user/name` or `user/name:config`.
+        split (`str`, *optional*): "train", "validation", "test", another name or "all". May be left out where there
+            is only one, and on the Hub, where it is "train". Files of a local folder belong to the split in their
+            name (`train-00000-of-00002.parquet`) or to that of the folder `train`, `validation` or `test`.
+        num_proc (`int`, *optional*): processes that measure.
+        report (`bool`): log the files that are left out.
 
     Returns:
-        `datasets.Dataset` whose `audio` column holds `{"bytes", "path"}`.
+        `datasets.Dataset` with the columns `audio`, holding `{"bytes", "path"}`, `duration` in seconds, `clip_mean`,
+        `clip_std`, and what else the data has.
 
     Raises:
-        ValueError: if a local corpus is incomplete, holds no audio, or the split is missing or must be named.
+        ValueError: if there is no such corpus, it is incomplete, holds files of several kinds, none or several columns
+            of audio or nothing that can be decoded, or the split is missing or must be named.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        splits = load_dataset("parquet", data_files=_shards_by_split(folder))
-    else:
-        if folder.is_absolute() or os.fspath(path).count("/") > 1:
-            raise ValueError(f"{path} is not a folder; make a corpus with `music2vec prepare SOURCE {path}`.")
-        splits = load_dataset(os.fspath(path))
-    dataset = _choose_split(path, splits, split)
-    if "audio" not in dataset.column_names:
-        raise ValueError(f"{path} has the columns {dataset.column_names} but no column `audio`.")
-    return dataset.cast_column("audio", Audio(sampling_rate=SAMPLING_RATE, decode=False))
+    found = find_corpus(corpus)
+    names = choose_splits(corpus, found, split)
+    parts = [open_files(found.kind, found.files[name], streaming=False) for name in names]
+    dataset = name_audio_column(corpus, concatenate_datasets(parts))
+    if set(STATISTICS) <= set(dataset.column_names):
+        return dataset
+    return measure_clips(dataset, num_proc, report)
+
+
+def check_corpus(corpus: str | os.PathLike, split: str | None = None) -> None:
+    """Raise the ValueError of [`load_corpus`] for a corpus or split that is not there; it reads no file."""
+    choose_splits(corpus, find_corpus(corpus), split)
+
+
+def stream_corpus(corpus: str | os.PathLike, split: str | None = None) -> IterableDataset:
+    """Open a corpus for [`streaming_batches`]: nothing is copied to the disk, nothing is measured.
+
+    Args:
+        corpus, split: as in [`load_corpus`].
+
+    Returns:
+        `datasets.IterableDataset` with a column `audio`, holding `{"bytes", "path"}`, and what else the data has. Its
+        shards are the Parquet files, the archives, or a hundred audio files each, in the order of their names.
+
+    Raises:
+        ValueError: as in [`load_corpus`].
+    """
+    found = find_corpus(corpus)
+    files = [file for name in choose_splits(corpus, found, split) for file in found.files[name]]
+    return name_audio_column(corpus, open_files(found.kind, files, streaming=True))
 
 
 def read_clip(example: dict) -> np.ndarray:
     """Decode the whole clip of one row: float32 `[num_samples]` at 16 kHz. Raises AudioError as `read_audio`."""
-    return read_audio(_encoded(example))
+    return read_audio(encoded_audio(example["audio"]), name=audio_name(example["audio"]))
 
 
 def read_crop(example: dict, start_sample: int, num_samples: int) -> np.ndarray:
@@ -63,13 +95,13 @@ def read_crop(example: dict, start_sample: int, num_samples: int) -> np.ndarray:
         ValueError: if the crop does not lie inside the clip.
         AudioError: if the clip cannot be decoded.
     """
-    encoded = _encoded(example)
+    encoded, name = encoded_audio(example["audio"]), audio_name(example["audio"])
     if isinstance(encoded, bytes) and _is_corpus_flac(encoded):
         return read_flac_crop(encoded, start_sample, num_samples)
     # A data set that `prepare_corpus` did not make: any format and rate, at the price of resampling.
     if start_sample < 0 or num_samples < 1:
         raise ValueError(f"a crop of {num_samples} samples from sample {start_sample} makes no sense.")
-    crop = read_audio(encoded, start_sample / SAMPLING_RATE, num_samples / SAMPLING_RATE)
+    crop = read_audio(encoded, start_sample / SAMPLING_RATE, num_samples / SAMPLING_RATE, name)
     if len(crop) < num_samples:
         raise ValueError(
             f"a crop of {num_samples} samples from sample {start_sample} does not lie inside the clip, which ends "
@@ -78,55 +110,9 @@ def read_crop(example: dict, start_sample: int, num_samples: int) -> np.ndarray:
     return crop
 
 
-def _encoded(example: dict) -> bytes | str:
-    audio = example["audio"]
-    return audio["bytes"] if audio.get("bytes") is not None else audio["path"]
-
-
 def _is_corpus_flac(encoded: bytes) -> bool:
     """Whether these are mono FLAC bytes at 16 kHz, read from the stream info at its fixed place."""
     if encoded[:4] != b"fLaC" or len(encoded) < 22:
         return False
     packed = int.from_bytes(encoded[18:21], "big")  # 20 bits of rate, 3 bits of channels - 1, 1 bit of depth
     return packed >> 4 == SAMPLING_RATE and (packed >> 1) & 0b111 == 0
-
-
-def _shards_by_split(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files of a local folder by split; a folder that `prepare_corpus` left unfinished is refused."""
-    shards = sorted(path for path in folder.rglob("*.parquet") if ".staging" not in path.parts)
-    unfinished = (folder / ".staging").exists() or (folder / "rejects.csv").exists()
-    if not (folder / "corpus.json").exists() and (unfinished or not shards):
-        raise ValueError(
-            f"{folder} holds no finished corpus (corpus.json is missing); run `music2vec prepare SOURCE {folder}` "
-            "to its end, started again it goes on where it stood."
-        )
-    by_split: dict[str, list[str]] = {}
-    for shard in shards:
-        name = shard.name.split("-")[0] if "-of-" in shard.name else "train"
-        by_split.setdefault(name, []).append(os.fspath(shard))
-    if (folder / "corpus.json").exists():
-        _check_complete(folder, by_split)
-    order = {name: rank for rank, name in enumerate(SPLIT_ORDER)}
-    return dict(sorted(by_split.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
-
-
-def _check_complete(folder: Path, by_split: dict[str, list[str]]) -> None:
-    splits = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["splits"]
-    for name, split in splits.items():
-        found = len(by_split.get(name, []))
-        if found != split["shards"]:
-            raise ValueError(
-                f"{folder} should hold {split['shards']} shards of the split {name} but holds {found}; "
-                "copy it again, or remove it and prepare it anew."
-            )
-
-
-def _choose_split(path: str | os.PathLike, splits: DatasetDict, split: str | None) -> Dataset:
-    names = list(splits)
-    if split == "all":
-        return concatenate_datasets([splits[name] for name in names])
-    if split is None and len(names) > 1:
-        raise ValueError(f"{path} has the splits {', '.join(names)}; name one of them, or 'all'.")
-    if split is not None and split not in names:
-        raise ValueError(f"{path} has no split {split!r}, only {', '.join(names)}.")
-    return splits[split or names[0]]

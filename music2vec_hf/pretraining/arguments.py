@@ -16,6 +16,7 @@ _RANGES = {
     "crop_seconds": (0.1, 600.0),
     "batch_seconds": (0.1, 1e7),
     "mask_group_seconds": (0.1, 1e7),
+    "buffer_size": (1, 10**9),
     "max_steps": (1, 10**9),
     "learning_rate": (0.0, 10.0),
     "adam_epsilon": (0.0, 1.0),
@@ -30,13 +31,23 @@ _RANGES = {
     "log_every": (1, 10**9),
     "save_every": (1, 10**9),
     "keep_last": (1, 10**9),
+    "keep_every": (0, 10**9),
+    "max_skipped_in_a_row": (0, 10**9),
     "collapse_after_steps": (0, 10**9),
     "min_target_std": (0.0, 100.0),
     "min_prediction_std": (0.0, 100.0),
+    "min_feature_std": (0.0, 100.0),
+    "max_position_share": (0.0, 1.0),
 }
-_CHOICES = {"normalize": ("clip", "crop"), "precision": ("auto", "fp32", "bf16")}
+_CHOICES = {
+    "normalize": ("clip", "crop"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "report_to": ("none", "tensorboard", "trackio", "wandb"),
+}
 # May differ between a checkpoint and the run that resumes it: they do not change what is computed.
-MACHINE_KEYS = frozenset({"max_seconds_per_device", "num_workers", "log_every", "save_every", "keep_last"})
+MACHINE_KEYS = frozenset(
+    {"max_seconds_per_device", "num_workers", "log_every", "save_every", "keep_last", "keep_every", "report_to"}
+)
 
 
 @dataclass
@@ -52,6 +63,9 @@ class Recipe:
         default=237.5, metadata={"help": "audio that shares the equal-count rule of the masks (3.8 M samples)"}
     )
     normalize: str = field(default="clip", metadata={"help": "zero mean, unit variance over the whole clip or crop"})
+    split: str | None = field(default=None, metadata={"help": "split of a corpus that has several"})
+    streaming: bool = field(default=False, metadata={"help": "read the corpus as a stream, without keeping it"})
+    buffer_size: int = field(default=512, metadata={"help": "clips that a stream is shuffled among"})
     max_steps: int = field(default=400_000, metadata={"help": "optimiser steps"})
     learning_rate: float = field(default=5e-4, metadata={"help": "peak of the tri-stage schedule"})
     phase_ratio: list[float] = field(
@@ -65,7 +79,10 @@ class Recipe:
     max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient's norm; 0 for no clipping"})
     seed: int = 1
     precision: str = field(
-        default="auto", metadata={"help": "fp32, bf16, or auto: bf16 where the hardware multiplies it"}
+        default="auto", metadata={"help": "fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it"}
+    )
+    init_from: str | None = field(
+        default=None, metadata={"help": "folder or Hub id of a model to start from instead of random weights"}
     )
 
     hidden_size: int = 768
@@ -98,16 +115,23 @@ class Recipe:
     layer_norm_targets: bool = False
     feature_grad_mult: float = 1.0
 
-    max_seconds_per_device: float = field(
-        default=237.5, metadata={"help": "audio in one forward pass on one device; more is accumulated"}
+    max_seconds_per_device: float | str = field(
+        default=237.5, metadata={"help": "audio in one forward pass on one device; auto: what fits, found by trying"}
     )
     num_workers: int = field(default=4, metadata={"help": "processes that decode crops, per device"})
     log_every: int = 50
     save_every: int = 5_000
-    keep_last: int = field(default=2, metadata={"help": "checkpoints to keep"})
+    keep_last: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
+    keep_every: int = field(default=0, metadata={"help": "keep those of every so many steps for good; 0 for none"})
+    report_to: str = field(default="none", metadata={"help": "tracker that gets the records too"})
+    max_skipped_in_a_row: int = field(
+        default=20, metadata={"help": "updates in a row that may be skipped because they are not finite"}
+    )
     collapse_after_steps: int = field(default=5_000, metadata={"help": "steps after which the collapse guard acts"})
     min_target_std: float = 0.1
     min_prediction_std: float = 0.01
+    min_feature_std: float = 0.01
+    max_position_share: float = 0.9
 
     def __post_init__(self):
         for spec in fields(self):
@@ -218,9 +242,14 @@ def _checked(spec, value):
     elif kind in (int, float):
         valid = _is_number(value, kind)
         value = kind(float(value)) if valid else value
-    elif kind == (float | None):
-        valid = value is None or _is_number(value, float)
-        value = float(value) if valid and value is not None else value
+    elif kind in (float | None, float | str):
+        other = None if kind == float | None else "auto"
+        valid = value == other or _is_number(value, float)
+        value = float(value) if valid and value != other else value
+        if not valid and other:
+            raise ValueError(f"`{name}` is {value!r}. Use a number of seconds or `auto`.")
+    elif kind == str | None:
+        valid = value is None or isinstance(value, str)
     else:
         valid = isinstance(value, str)
     if not valid:
@@ -229,7 +258,7 @@ def _checked(spec, value):
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(f"`{name}` is {value!r}. Use one of {', '.join(_CHOICES[name])}.")
     low, high = _RANGES.get(name, (float("-inf"), float("inf")))
-    if kind in (int, float) and not low <= value <= high:
+    if kind in (int, float, float | str) and value != "auto" and not low <= value <= high:
         raise ValueError(f"`{name}` is {value}. Use a value from {low} to {high}.")
     return value
 

@@ -9,17 +9,28 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
-from music2vec_hf.data.corpus import load_corpus
+from music2vec_hf.data.corpus import check_corpus, load_corpus, stream_corpus
+from music2vec_hf.data.streaming import streaming_batches
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
-from music2vec_hf.precision import choose_precision
+from music2vec_hf.precision import autocast, choose_precision
 from music2vec_hf.pretraining.arguments import Recipe
-from music2vec_hf.pretraining.checkpoints import checkpoints, load_training_state, save_checkpoint
-from music2vec_hf.pretraining.monitors import Monitor
+from music2vec_hf.pretraining.checkpoints import (
+    TrainingState,
+    check_checkpoint,
+    checkpoints,
+    load_training_state,
+    save_checkpoint,
+)
+from music2vec_hf.pretraining.fitting import fitting_seconds
+from music2vec_hf.pretraining.monitors import Monitor, TrainingStopped
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
+from music2vec_hf.pretraining.signals import StopRequest, TrainingInterrupted
+from music2vec_hf.pretraining.starting import new_learners
 from music2vec_hf.teacher_music2vec import EMATeacher
 
 _INIT_STREAM, _DROPOUT_STREAM = 3, 4
+_FIRST_LOSS_SCALE = 128.0  # the reference's, for fp16
 
 
 def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: bool = False) -> Path:
@@ -27,7 +38,7 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
 
     Args:
         recipe ([`Recipe`]): from [`load_recipe`].
-        corpus (`str` or `Path`): a prepared corpus.
+        corpus (`str` or `Path`): a prepared corpus, or any other that [`load_corpus`] reads.
         output (`str` or `Path`): folder of the run: `checkpoint-<step>/`, `metrics.jsonl`, and at the end the model.
         resume (`bool`): go on from the last checkpoint in `output`, if there is one.
 
@@ -36,101 +47,167 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
 
     Raises:
         ValueError: if `output` holds a run and `resume` is not set, or a checkpoint does not fit the recipe.
-        TrainingStopped: if the loss is not finite or the model collapses.
+        TrainingStopped: if the model collapses, or updates are not finite many times in a row.
+        TrainingInterrupted: after SIGTERM or SIGUSR1, once a checkpoint is saved.
     """
     output = Path(output)
     found = checkpoints(output)
     if found and not resume:
         raise ValueError(f"{output} holds a run up to {found[-1].name}. Add `--resume`, or name another `--output`.")
-    dataset = CropDataset(load_corpus(corpus), batch_plan(recipe))
+    if found:
+        check_checkpoint(found[-1], recipe)
+    check_corpus(corpus, recipe.split)
     output.mkdir(parents=True, exist_ok=True)
 
-    accelerator = make_accelerator(recipe)
-    student, first_step, teacher, optimizer = prepare_training(recipe, accelerator, found[-1] if found else None)
-    feature_extractor = Music2VecFeatureExtractor(receptive_field=student.config.receptive_field)
-    micro_steps = count_micro_steps(recipe, accelerator.num_processes)
-    batches = training_batches(
-        dataset,
-        first_step,
-        recipe.max_steps,
-        micro_steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-        recipe.num_workers,
-    )
-    announce(accelerator, recipe, student, dataset, first_step, micro_steps)
-    model = accelerator.prepare_model(student)
-    monitor = Monitor(output, recipe, first_step, accelerator)
-    stream = iter(batches)
-
-    for step in range(first_step, recipe.max_steps):
-        # 1. to 3. Teacher and student see the step's crops; the gradient adds up over micro-batches.
-        num_masked = accumulate(accelerator, recipe, model, teacher, stream, step, micro_steps, monitor)
-
-        # 4. Optimise the student; the teacher follows, once per step.
-        learning_rate = tri_stage_learning_rate(
-            step,
-            recipe.max_steps,
-            recipe.learning_rate,
-            recipe.phase_ratio,
-            recipe.init_lr_scale,
-            recipe.final_lr_scale,
-        )
-        grad_norm = optimise(accelerator, recipe, student, optimizer, learning_rate, num_masked)
-        ema_decay = teacher.update(student, step + 1)
-
-        # 5. Watch, log, save.
-        monitor.end_step(step + 1, learning_rate, ema_decay, grad_norm)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.max_steps:
-            if accelerator.is_main_process:
-                save_checkpoint(output, step + 1, student, feature_extractor, teacher, optimizer, recipe)
-            accelerator.wait_for_everyone()
-    monitor.close()
+    accelerator = make_accelerator(recipe, output)
+    state = prepare_training(recipe, accelerator, found[-1] if found else None)
+    max_seconds = recipe.max_seconds_per_device
+    if max_seconds == "auto":
+        max_seconds = fitting_seconds(recipe, accelerator, state.student, state.teacher)
+    micro_steps = count_micro_steps(recipe, accelerator.num_processes, max_seconds)
+    batches, audio = open_corpus(accelerator, recipe, corpus, state.step, micro_steps)
+    announce(accelerator, recipe, state, audio, micro_steps)
+    feature_extractor = Music2VecFeatureExtractor(receptive_field=state.student.config.receptive_field)
+    try:
+        run_steps(accelerator, recipe, state, iter(batches), micro_steps, output, feature_extractor)
+    except TrainingStopped as error:
+        kept = checkpoints(output)
+        last = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved."
+        raise TrainingStopped(f"{error} {last}") from None
     if accelerator.is_main_process:
-        student.save_pretrained(output)
+        state.student.save_pretrained(output)
         feature_extractor.save_pretrained(output)
     accelerator.end_training()
     return output
 
 
-def accumulate(accelerator, recipe: Recipe, model, teacher, stream, step: int, micro_steps: int, monitor) -> int:
+def run_steps(accelerator, recipe: Recipe, state: TrainingState, stream, micro_steps, output, feature_extractor):
+    """The loop itself: from `state.step` to `max_steps`."""
+    model = accelerator.prepare_model(state.student)
+    monitor = Monitor(output, recipe, state.step, accelerator)
+    with contextlib.closing(monitor), StopRequest(accelerator) as request:
+        while state.step < recipe.max_steps:
+            monitor.begin_step(state.step + 1)
+
+            # 1. to 3. Teacher and student see the step's crops; the gradient adds up over micro-batches.
+            num_masked = accumulate(accelerator, recipe, model, state, stream, micro_steps, monitor)
+
+            # 4. Optimise the student; the teacher follows, once per step.
+            values = optimise(accelerator, recipe, state, num_masked)
+            state.step += 1
+
+            # 5. Watch, log, save.
+            monitor.end_step(state.step, state.skipped, **values)
+            check_skipped(recipe, state)
+            asked = request.pending()
+            if asked or state.step % recipe.save_every == 0 or state.step == recipe.max_steps:
+                if accelerator.is_main_process:
+                    save_checkpoint(output, state, feature_extractor, recipe)
+                accelerator.wait_for_everyone()
+            if asked and state.step < recipe.max_steps:
+                raise TrainingInterrupted(
+                    f"{asked} came, and the run is saved as {output}/checkpoint-{state.step}. Go on with `--resume`."
+                )
+
+
+def accumulate(accelerator, recipe: Recipe, model, state: TrainingState, stream, micro_steps: int, monitor) -> int:
     """Forward and backward over one step's micro-batches; returns this process' number of masked frames.
 
     Losses are summed, not averaged: [`optimise`] divides the gradient by the masked frames of the whole update.
     """
     num_masked = 0
+    device = accelerator.device
     for micro_step in range(micro_steps):
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(stream).items()}
-        torch.manual_seed(stream_seed(recipe.seed, step, micro_step, accelerator.process_index))
+        batch = monitor.wait_for(stream)
+        masked = int(batch["mask_time_indices"].sum())
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        torch.manual_seed(stream_seed(recipe.seed, state.step, micro_step, accelerator.process_index))
         last = micro_step == micro_steps - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             # 1. The teacher sees the whole crop, 2. the student the masked one.
-            result = model(**batch, teacher=teacher)
+            with autocast(recipe.precision, device.type):
+                result = model(**batch, teacher=state.teacher)
 
             # 3. The wrapper averages gradients over processes, hence the factor.
-            masked = int(batch["mask_time_indices"].sum())
-            accelerator.backward(result.loss * (masked / nominal_masked(recipe) * accelerator.num_processes))
-        monitor.add(result, masked, batch["mask_time_indices"].numel())
+            loss = result.loss * (masked / nominal_masked(recipe) * accelerator.num_processes)
+            accelerator.backward(state.scaler.scale(loss))
+        monitor.add(result, batch["mask_time_indices"], masked)
         num_masked += masked
     return num_masked
 
 
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """The accelerator of a run, in the recipe's precision."""
-    precision = choose_precision(recipe.precision)
+def optimise(accelerator, recipe: Recipe, state: TrainingState, num_masked: int) -> dict[str, float]:
+    """One Adam step on the gradient per masked frame of the whole update, then the teacher's.
+
+    Both are skipped, and counted, where the gradient is not finite. The gradient is the same on all processes, and so
+    is that decision.
+
+    Returns:
+        `dict`: `learning_rate`, `ema_decay` and `grad_norm` of the step.
+    """
+    learning_rate = tri_stage_learning_rate(
+        state.step,
+        recipe.max_steps,
+        recipe.learning_rate,
+        recipe.phase_ratio,
+        recipe.init_lr_scale,
+        recipe.final_lr_scale,
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    state.scaler.unscale_(state.optimizer)
+    total = accelerator.reduce(torch.tensor(float(num_masked), device=accelerator.device), "sum")
+    gradients = [parameter.grad for parameter in state.student.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, nominal_masked(recipe) / total)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if torch.isfinite(norm):
+        if recipe.max_grad_norm > 0:
+            torch._foreach_mul_(gradients, (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        state.optimizer.step()
+        state.teacher.update(state.student, state.step + 1)
+        state.skipped_in_a_row = 0
+    else:
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    return {
+        "learning_rate": learning_rate,
+        "ema_decay": state.teacher.decay(state.step + 1),
+        "grad_norm": float(norm),
+    }
+
+
+def check_skipped(recipe: Recipe, state: TrainingState) -> None:
+    """Raise [`TrainingStopped`] if too many updates in a row were skipped."""
+    if state.skipped_in_a_row > recipe.max_skipped_in_a_row:
+        raise TrainingStopped(
+            f"{state.skipped_in_a_row} updates in a row, up to step {state.step}, were not finite and were skipped; "
+            f"`max_skipped_in_a_row` is {recipe.max_skipped_in_a_row}. Start again with `precision` fp32 or a lower "
+            "`learning_rate`."
+        )
+
+
+def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    """The accelerator of a run, with its tracker. Precision is the recipe's, whatever accelerate's own file says."""
     # A layer that LayerDrop skips has no gradient; the wrapper has to be told to expect that.
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=recipe.layerdrop > 0)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[kwargs])
+    tracker = None if recipe.report_to == "none" else recipe.report_to
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[kwargs], log_with=tracker, project_dir=output)
+    if tracker is not None:
+        accelerator.init_trackers(output.resolve().name)
+    return accelerator
 
 
-def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None):
-    """Student, steps done, teacher and optimiser: new from the recipe's seed, or from a checkpoint."""
+def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> TrainingState:
+    """The state of a run: new from the recipe, or from a checkpoint."""
     torch.manual_seed(stream_seed(recipe.seed, _INIT_STREAM, 0, 0))
-    student = Music2VecForPreTraining(recipe.model_config())
-    if checkpoint is not None:
+    if checkpoint is None:
+        student, teacher = new_learners(recipe)
+    else:
         student = Music2VecForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
+        teacher = EMATeacher(student)
     student.to(accelerator.device).train()
-    teacher = EMATeacher(student)
     optimizer = ReferenceAdam(
         student.parameters(),
         recipe.learning_rate,
@@ -139,8 +216,33 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None):
         recipe.weight_decay,
         fused=True,
     )
-    first_step = 0 if checkpoint is None else load_training_state(checkpoint, recipe, teacher, optimizer)
-    return student, first_step, teacher, optimizer
+    scaler = torch.amp.GradScaler(
+        accelerator.device.type, init_scale=_FIRST_LOSS_SCALE, enabled=choose_precision(recipe.precision) == "fp16"
+    )
+    state = TrainingState(student, teacher.to(accelerator.device), optimizer, scaler)
+    if checkpoint is not None:
+        load_training_state(checkpoint, state)
+    return state
+
+
+def open_corpus(accelerator, recipe: Recipe, corpus: str | Path, first_step: int, micro_steps: int):
+    """The micro-batches of this process from `first_step` on, and a description of the audio they come from."""
+    plan = batch_plan(recipe)
+    place = (
+        first_step,
+        recipe.max_steps,
+        micro_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        recipe.num_workers,
+    )
+    if recipe.streaming:
+        return streaming_batches(stream_corpus(corpus, recipe.split), plan, *place, recipe.buffer_size), "a stream"
+    with accelerator.main_process_first():  # the first measures and caches what the others then find
+        dataset = CropDataset(load_corpus(corpus, recipe.split, report=accelerator.is_main_process), plan)
+    hours = dataset.lengths.sum() / 16_000 / 3600
+    left_out = f"{dataset.num_too_short} left out as shorter than a crop"
+    return training_batches(dataset, *place), f"{hours:.2f} h of audio ({len(dataset.usable)} clips; {left_out})"
 
 
 def batch_plan(recipe: Recipe) -> BatchPlan:
@@ -159,10 +261,10 @@ def batch_plan(recipe: Recipe) -> BatchPlan:
     )
 
 
-def count_micro_steps(recipe: Recipe, num_processes: int) -> int:
-    """Micro-batches per update on each device, so that none holds more than `max_seconds_per_device` of audio."""
+def count_micro_steps(recipe: Recipe, num_processes: int, max_seconds: float) -> int:
+    """Micro-batches per update on each device, so that none holds more than `max_seconds` of audio."""
     rows_per_device = math.ceil(recipe.rows_per_update / num_processes)
-    return math.ceil(rows_per_device / max(1, int(recipe.max_seconds_per_device / recipe.crop_seconds + 1e-9)))
+    return math.ceil(rows_per_device / max(1, int(max_seconds / recipe.crop_seconds + 1e-9)))
 
 
 def nominal_masked(recipe: Recipe) -> float:
@@ -170,35 +272,18 @@ def nominal_masked(recipe: Recipe) -> float:
     return 0.5 * recipe.rows_per_update * recipe.num_frames
 
 
-def optimise(accelerator, recipe: Recipe, student, optimizer, learning_rate: float, num_masked: int) -> torch.Tensor:
-    """One Adam step on the gradient per masked frame of the whole update; returns the gradient's norm."""
-    total = accelerator.reduce(torch.tensor(float(num_masked), device=accelerator.device), "sum")
-    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, nominal_masked(recipe) / total)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if recipe.max_grad_norm > 0:
-        torch._foreach_mul_(gradients, (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad()
-    return norm
-
-
 def stream_seed(seed: int, *indices: int) -> int:
     """A generator seed for one (step, micro-step, process), independent of what was drawn before."""
     return int(np.random.SeedSequence([seed, _DROPOUT_STREAM, *indices]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def announce(accelerator, recipe: Recipe, student, dataset: CropDataset, first_step: int, micro_steps: int) -> None:
-    """Print what is about to run, and which clips are left out."""
-    hours = dataset.lengths.sum() / 16_000 / 3600
+def announce(accelerator, recipe: Recipe, state: TrainingState, audio: str, micro_steps: int) -> None:
+    """Print what is about to run."""
     accelerator.print(
-        f"pretraining {sum(p.numel() for p in student.parameters()) / 1e6:.1f} M parameters on {hours:.2f} h of audio "
-        f"({len(dataset.usable)} clips; {dataset.num_too_short} left out as shorter than a crop), "
+        f"pretraining {sum(p.numel() for p in state.student.parameters()) / 1e6:.1f} M parameters on {audio}, "
         f"{recipe.rows_per_update} crops of {recipe.crop_seconds:g} s per step in {micro_steps} micro-batches on "
-        f"{accelerator.num_processes} {accelerator.device.type} device(s), {accelerator.mixed_precision} precision, "
-        f"steps {first_step} to {recipe.max_steps}"
+        f"{accelerator.num_processes} {accelerator.device.type} device(s), {choose_precision(recipe.precision)} "
+        f"precision, steps {state.step} to {recipe.max_steps}"
     )
 
 

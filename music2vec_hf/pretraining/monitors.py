@@ -1,13 +1,25 @@
-"""What a run tells about itself: `metrics.jsonl`, the progress bar, and the collapse guard."""
+"""What a run tells about itself: `metrics.jsonl`, the progress bar, trackers, and the collapse guard."""
 
 import json
 import math
 import os
+import resource
+import sys
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+
+from music2vec_hf.pretraining.moments import FrameMoments
+
+# Monitor, the recipe's limit, whether the limit is a floor, and what has happened beyond it.
+_GUARDS = (
+    ("target_std", "min_target_std", True, "the targets have collapsed to a constant"),
+    ("prediction_std", "min_prediction_std", True, "the predictions have collapsed to a constant"),
+    ("feature_std", "min_feature_std", True, "the front end has collapsed to a constant"),
+    ("position_share", "max_position_share", False, "the targets say only where in the crop they stand"),
+)
 
 
 class TrainingStopped(RuntimeError):
@@ -15,24 +27,23 @@ class TrainingStopped(RuntimeError):
 
 
 class Monitor:
-    """Collects the monitors of a run and writes one record per `log_every` steps.
+    """Collects the monitors of a run and writes one record per `log_every` steps, of that step.
 
-    Values stay on the device between records, so that watching does not slow the run down. Monitors are averages over
-    the micro-batches and devices of the record's last step; the loss is exact: summed over masked frames, over their
-    number.
+    Everything is summed over micro-batches and devices before it is divided. On the steps between records nothing is
+    computed.
 
     Args:
         output (`Path`): folder of `metrics.jsonl`.
-        recipe ([`Recipe`]): ranges of the collapse guard, `log_every`, `max_steps`.
+        recipe ([`Recipe`]): limits of the collapse guard, `log_every`, `max_steps`.
         first_step (`int`): steps already done; later records of an interrupted run are dropped, since they are made
             again.
-        accelerator (`accelerate.Accelerator`).
+        accelerator (`accelerate.Accelerator`): sums over devices; its trackers, if any, get the records too.
     """
 
     def __init__(self, output: Path, recipe, first_step: int, accelerator):
         self.path, self.recipe, self.accelerator = output / "metrics.jsonl", recipe, accelerator
-        self.started, self.last_step, self.records = time.perf_counter(), first_step, []
-        self.totals: dict[str, torch.Tensor] = {}
+        self.started, self.last_step, self.waited = time.perf_counter(), first_step, 0.0
+        self.moments, self.totals = None, None
         if accelerator.is_main_process:
             self._drop_records_after(first_step)
         self.bar = tqdm(
@@ -43,49 +54,62 @@ class Monitor:
             disable=not accelerator.is_main_process,
         )
 
-    def add(self, output, num_masked: int, num_frames: int) -> None:
-        """Take in one micro-batch's [`Music2VecForPreTrainingOutput`]."""
-        values = {
-            "loss_sum": output.loss.detach() * num_masked,
-            "num_masked": num_masked,
-            "num_frames": num_frames,
-            "target_std": output.target_std.detach(),
-            "prediction_std": output.prediction_std.detach(),
-            "micro_batches": 1,
-        }
-        for name, value in values.items():
-            self.totals[name] = self.totals.get(name, 0) + torch.as_tensor(value, dtype=torch.float64)
+    def begin_step(self, step: int) -> None:
+        """Open optimiser step `step` (1, 2, ...)."""
+        if step % self.recipe.log_every == 0 or step == self.recipe.max_steps:
+            device = self.accelerator.device
+            self.moments = FrameMoments(self.recipe.num_frames, self.recipe.hidden_size, device)
+            self.totals = torch.zeros(3, device=device)  # loss summed over masked frames, masked frames, frames
 
-    def end_step(self, step: int, learning_rate: float, ema_decay: float, grad_norm: torch.Tensor) -> None:
-        """Close optimiser step `step`; on every `log_every`-th one write a record and check for collapse.
+    def wait_for(self, stream):
+        """The next batch of `stream`; the time it takes is counted as waiting for data."""
+        started = time.perf_counter()
+        batch = next(stream)
+        self.waited += time.perf_counter() - started
+        return batch
+
+    @torch.no_grad()
+    def add(self, output, mask_time_indices: torch.Tensor, num_masked: int) -> None:
+        """Take in one micro-batch's [`Music2VecForPreTrainingOutput`], its mask `[B, T]` and masked frames."""
+        if self.moments is None:
+            return
+        self.totals[0] += output.loss.detach() * num_masked
+        self.totals[1] += num_masked
+        self.totals[2] += mask_time_indices.numel()
+        self.moments.add(output, mask_time_indices)
+
+    def end_step(self, step: int, skipped: int, **values: float) -> None:
+        """Close optimiser step `step`; where a record is due, write it and check for collapse.
+
+        Args:
+            step (`int`): number of the step.
+            skipped (`int`): updates skipped so far because they were not finite.
+            values: what the loop knows itself: `learning_rate`, `ema_decay`, `grad_norm`.
 
         Raises:
-            TrainingStopped: if the loss is not finite, or targets or predictions have collapsed.
+            TrainingStopped: if targets, predictions or front end have collapsed.
         """
         self.bar.update(1)
-        if step % self.recipe.log_every and step != self.recipe.max_steps:
-            self.totals = {}
+        if self.moments is None:
             return
-        names = sorted(self.totals)
-        device = self.accelerator.device
-        local = torch.stack([self.totals[name].to(device, torch.float32) for name in names])
-        sums = dict(zip(names, self.accelerator.reduce(local, "sum").tolist(), strict=True))
-        elapsed = time.perf_counter() - self.started
+        loss_sum, masked, frames = self.accelerator.reduce(self.totals, "sum").tolist()
+        now = time.perf_counter()
+        audio_seconds = (step - self.last_step) * self.recipe.rows_per_update * self.recipe.crop_seconds
         record = {
             "step": step,
-            "loss": sums["loss_sum"] / sums["num_masked"],
-            "masked_share": sums["num_masked"] / sums["num_frames"],
-            "target_std": sums["target_std"] / sums["micro_batches"],
-            "prediction_std": sums["prediction_std"] / sums["micro_batches"],
-            "grad_norm": float(grad_norm),
-            "learning_rate": learning_rate,
-            "ema_decay": ema_decay,
-            "audio_seconds_per_second": (step - self.last_step)
-            * self.recipe.rows_per_update
-            * self.recipe.crop_seconds
-            / elapsed,
+            "loss": loss_sum / masked,
+            "masked_share": masked / frames,
+            **self.moments.monitors(lambda sums: self.accelerator.reduce(sums, "sum")),
+            **{name: float(value) for name, value in values.items()},
+            "skipped_updates": skipped,
+            "audio_seconds_per_second": audio_seconds / (now - self.started),
+            "data_wait_share": self.waited / (now - self.started),
+            "peak_memory_gib": peak_memory_gib(self.accelerator.device),
         }
-        self.totals, self.last_step, self.started = {}, step, time.perf_counter()
+        self.started, self.last_step, self.waited = now, step, 0.0
+        self.moments = self.totals = None
+        # A number that is not finite has no place in JSON.
+        record = {name: value if math.isfinite(value) else None for name, value in record.items()}
         self._write(record)
         self._guard(record)
 
@@ -94,34 +118,28 @@ class Monitor:
         self.bar.close()
 
     def _write(self, record: dict) -> None:
-        self.records.append(record)
         if not self.accelerator.is_main_process:
             return
+        shown = {name: float("nan") if value is None else value for name, value in record.items()}
         self.bar.set_postfix_str(
-            f"loss {record['loss']:.3f}, target std {record['target_std']:.2f}, prediction std "
-            f"{record['prediction_std']:.2f}, lr {record['learning_rate']:.1e}, "
-            f"{record['audio_seconds_per_second']:.0f} audio s/s"
+            f"loss {shown['loss']:.3f}, target std {shown['target_std']:.2f}, prediction std "
+            f"{shown['prediction_std']:.2f}, rank {shown['target_rank']:.0f}, lr {shown['learning_rate']:.1e}, "
+            f"{shown['audio_seconds_per_second']:.0f} audio s/s"
         )
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        finite = {name: value for name, value in record.items() if value is not None and name != "step"}
+        self.accelerator.log(finite, step=record["step"])
 
     def _guard(self, record: dict) -> None:
-        recipe = self.recipe
-        if not math.isfinite(record["loss"]):
-            raise TrainingStopped(
-                f"The loss is {record['loss']} at step {record['step']}. Resume from the last checkpoint with a lower "
-                "`learning_rate` or `precision` fp32."
-            )
-        if record["step"] <= recipe.collapse_after_steps:
+        if record["step"] <= self.recipe.collapse_after_steps:
             return
-        for name, floor in (
-            ("target_std", recipe.min_target_std),
-            ("prediction_std", recipe.min_prediction_std),
-        ):
-            if record[name] < floor:
+        for name, limit_name, is_floor, what in _GUARDS:
+            value, limit = record[name], getattr(self.recipe, limit_name)
+            if value is not None and (value < limit if is_floor else value > limit):
                 raise TrainingStopped(
-                    f"`{name}` is {record[name]:.4f} at step {record['step']}, below `min_{name}` {floor}: the model "
-                    "has collapsed to a constant. Start again with a lower `learning_rate` or a longer warm-up."
+                    f"`{name}` is {value:.4f} at step {record['step']}, {'below' if is_floor else 'above'} "
+                    f"`{limit_name}` {limit}: {what}. Start again with a lower `learning_rate` or a longer warm-up."
                 )
 
     def _drop_records_after(self, step: int) -> None:
@@ -140,4 +158,11 @@ class Monitor:
         os.replace(aside, self.path)
 
 
-__all__ = ["Monitor", "TrainingStopped"]
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far: the GPU's allocator's on CUDA, else this process' resident memory; in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+__all__ = ["Monitor", "TrainingStopped", "peak_memory_gib"]

@@ -8,7 +8,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 MODEL_COLOUR, BASELINE_COLOUR = "#1f6feb", "#9aa4b2"
-CURVE_COLOURS = ("#1f6feb", "#d9480f")
+CURVES = (
+    "loss",
+    "target_std",
+    "prediction_std",
+    "feature_std",
+    "target_rank",
+    "position_share",
+    "learning_rate",
+    "grad_norm",
+    "audio_seconds_per_second",
+)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -104,25 +114,26 @@ def draw_confusion(
     return _save(figure, path)
 
 
-def draw_curves(records: Sequence[Mapping], path: Path) -> Path:
-    """Pretraining curves: loss; standard deviations of targets and predictions; learning rate and EMA decay.
+def draw_curves(runs: Mapping[str, Sequence[Mapping]], path: Path) -> Path:
+    """Pretraining curves, one panel per monitor, all runs on one axis.
 
     Args:
-        records (`Sequence[Mapping]`): lines of metrics.jsonl with `step` and any of the other keys.
+        runs (`Mapping[str, Sequence[Mapping]]`): name of a run -> lines of its metrics.jsonl: `step` and any monitors.
         path (`Path`): PNG to write.
     """
-    panels = (("loss",), ("target_std", "prediction_std"), ("learning_rate",), ("ema_decay",))
-    present = [[key for key in keys if any(key in record for record in records)] for keys in panels]
-    present = [keys for keys in present if keys]
-    figure = Figure(figsize=(3.9 * len(present), 3.0), layout="constrained")
-    for place, keys in enumerate(present):
-        axis = figure.add_subplot(1, len(present), place + 1)
-        for key, colour in zip(keys, CURVE_COLOURS, strict=False):
-            points = [(record["step"], record[key]) for record in records if key in record]
-            axis.plot(*zip(*points, strict=True), label=key, color=colour, linewidth=1.2)
+    present = [name for name in CURVES if any(name in record for records in runs.values() for record in records)]
+    columns = min(3, len(present))
+    lines = -(-len(present) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * lines), layout="constrained")
+    for place, name in enumerate(present):
+        axis = figure.add_subplot(lines, columns, place + 1)
+        for run, records in runs.items():
+            points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=run, linewidth=1.2)
         axis.set_xlabel("step")
-        axis.set_title(", ".join(keys), fontsize=10)
+        axis.set_title(name, fontsize=10)
         axis.grid(alpha=0.3)
-        if len(keys) > 1:
+        if len(runs) > 1 and place == 0:
             axis.legend(fontsize=8)
     return _save(figure, path)

@@ -228,7 +228,9 @@ def read_metrics(path: str | Path) -> list[dict]:
     return [record for record in records if "step" in record]
 
 
-def _draw_all(results: Mapping, sources: Sequence[tuple[Path, Mapping]], metrics_jsonl, output: Path) -> list[dict]:
+def _draw_all(
+    results: Mapping, sources: Sequence[tuple[Path, Mapping]], runs: Mapping[str, list[dict]], output: Path
+) -> list[dict]:
     folder = output / "figures"
     rows = [row for row in table_rows(results) if row["counts_in_mean"]]
     caption = "Test scores with 95 % intervals; models in blue, baselines in grey, chance dashed."
@@ -238,15 +240,34 @@ def _draw_all(results: Mapping, sources: Sequence[tuple[Path, Mapping]], metrics
         drawn.append({"heading": "Scores beside the baselines", "caption": caption, "path": path})
     drawn += _draw_layer_figures(results, folder)
     drawn += _draw_confusion_figures(sources, folder)
-    records = read_metrics(metrics_jsonl) if metrics_jsonl is not None else []
-    if records:
-        path = figures.draw_curves(records, folder / "training.png")
-        caption = "Pretraining: the loss, and the collapse monitors (standard deviations that must stay above zero)."
+    if any(runs.values()):
+        path = figures.draw_curves(runs, folder / "training.png")
+        caption = (
+            f"Pretraining of {', '.join(runs)}. Standard deviations near zero, a rank near one or a position share "
+            "near one mean collapse."
+        )
         drawn.append({"heading": "Pretraining", "caption": caption, "path": path})
     for figure in drawn:
         figure["data"] = base64.b64encode(figure["path"].read_bytes()).decode()
         figure["file"] = figure.pop("path").relative_to(output).as_posix()
     return drawn
+
+
+def _log_of(path: Path) -> Path:
+    return path / "metrics.jsonl" if path.is_dir() else path
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is a pretraining run rather than results: it has a log and no results."""
+    if path.is_dir():
+        return _log_of(path).is_file() and not (path / "results.json").is_file()
+    return path.suffix == ".jsonl"
+
+
+def _named(folders: Sequence[Path]) -> list[str]:
+    """Short names of folders, or whole paths where the short ones are not distinct."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def _choices(results: Mapping) -> list[dict]:
@@ -258,17 +279,16 @@ def _choices(results: Mapping) -> list[dict]:
 
 
 def write_report(
-    results_paths: str | Path | Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
-    metrics_jsonl: str | Path | None = None,
     title: str = "Music2Vec probing report",
 ) -> Path:
     """Write the HTML page, which holds its figures, and the figures as PNG files beside it.
 
     Args:
-        results_paths: one or more results.json files or their folders.
+        inputs: results.json files or their folders, and metrics.jsonl files or the folders of pretraining runs, for
+            their curves; any number of both.
         output (`str` or `Path`): folder for report.html and `figures/`.
-        metrics_jsonl (`str` or `Path`, *optional*): log of the pretraining run, for its curves.
         title (`str`): title of the page.
 
     Returns:
@@ -277,11 +297,14 @@ def write_report(
     Raises:
         FileNotFoundError, ValueError: if a results file is missing or not readable.
     """
-    paths = [results_paths] if isinstance(results_paths, str | Path) else list(results_paths)
+    inputs = [Path(inputs)] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
+    logs = [path for path in inputs if _is_run(path)]
+    runs = _named([path.parent if path.is_file() else path for path in logs])
+    runs = {name: read_metrics(_log_of(path)) for name, path in zip(runs, logs, strict=True)}
+    paths = [path for path in inputs if path not in logs]
     contents = [read_results(path) for path in paths]
     folders = [Path(path) if Path(path).is_dir() else Path(path).parent for path in paths]
-    names = [folder.resolve().name for folder in folders]
-    merged = merge_results(contents, names if len(set(names)) == len(names) else [str(folder) for folder in folders])
+    merged = merge_results(contents, _named(folders))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
@@ -295,7 +318,7 @@ def write_report(
         sources=[{"name": name, "kind": kind} for name, kind in _source_names(merged).items()],
         rows=table_rows(merged),
         notes=protocol_notes(merged),
-        figures=_draw_all(merged, list(zip(folders, contents, strict=True)), metrics_jsonl, output),
+        figures=_draw_all(merged, list(zip(folders, contents, strict=True)), runs, output),
         choices=_choices(merged),
         versions=records[0]["library_versions"] if records else {},
         hashes={record["source"]: record["model_hash"] for record in records if record["model_hash"]},

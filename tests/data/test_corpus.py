@@ -367,5 +367,5 @@ def test_foreign_parquet_is_loaded_and_cropped_at_16_khz(tmp_path):
     with pytest.raises(ValueError, match="ends 8000 samples earlier"):
         read_crop(row, 56000, 16000)
     datasets.Dataset.from_dict({"label": [1]}).to_parquet(tmp_path / "foreign.parquet")
-    with pytest.raises(ValueError, match="no column `audio`"):
+    with pytest.raises(ValueError, match="has no column of audio \\(columns: label\\)"):
         load_corpus(tmp_path)

@@ -19,8 +19,9 @@ from music2vec_hf.pretraining.monitors import TrainingStopped
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
 
 MONITORS = {
-    "step", "loss", "masked_share", "target_std", "prediction_std", "grad_norm", "learning_rate", "ema_decay",
-    "audio_seconds_per_second",
+    "step", "loss", "masked_share", "target_std", "prediction_std", "feature_std", "target_rank", "position_share",
+    "grad_norm", "learning_rate", "ema_decay", "skipped_updates", "audio_seconds_per_second", "data_wait_share",
+    "peak_memory_gib",
 }  # fmt: skip
 
 
@@ -95,8 +96,8 @@ def test_micro_batches_give_the_same_update(whole_run, toy_corpus, tmp_path, toy
 
 
 def test_micro_steps_follow_from_what_a_device_holds(toy_recipe):
-    recipe = toy_recipe(batch_seconds=10.0, max_seconds_per_device=3.0)
-    assert [count_micro_steps(recipe, processes) for processes in (1, 2, 3, 10)] == [4, 2, 2, 1]
+    recipe = toy_recipe(batch_seconds=10.0)
+    assert [count_micro_steps(recipe, processes, 3.0) for processes in (1, 2, 3, 10)] == [4, 2, 2, 1]
 
 
 def test_an_output_with_a_run_needs_resume(whole_run, toy_corpus, toy_recipe):
@@ -112,7 +113,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(whole_run, toy_corpus, tmp_pa
 
 def test_collapse_stops_the_run(toy_corpus, tmp_path, toy_recipe):
     recipe = toy_recipe(collapse_after_steps=2, min_target_std=50.0)
-    with pytest.raises(TrainingStopped, match=r"`target_std` is .* at step 3, below `min_target_std` 50.0"):
+    sentence = r"`target_std` is .* at step 3, below `min_target_std` 50.0: .* The last checkpoint is .*checkpoint-2\."
+    with pytest.raises(TrainingStopped, match=sentence):
         pretrain(recipe, toy_corpus, tmp_path / "run")
     assert checkpoints(tmp_path / "run")
 
@@ -125,9 +127,12 @@ def test_a_full_disk_keeps_the_previous_checkpoint(whole_run, toy_corpus, tmp_pa
     shutil.copytree(whole_run, output)
     shutil.rmtree(output / "checkpoint-6")
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        OSError, match=r"No space left .* the last whole checkpoint is .*checkpoint-4\. Free some space"
+    ):
         pretrain(toy_recipe(), toy_corpus, output, resume=True)
     assert [path.name for path in checkpoints(output)] == ["checkpoint-4"]
+    assert not (output / "checkpoint-6.unfinished").exists()
 
 
 def test_an_optimiser_state_survives_its_checkpoint():
@@ -156,3 +161,18 @@ def test_the_teacher_follows_once_per_step(toy_corpus, tmp_path, toy_recipe, mon
     monkeypatch.setattr(EMATeacher, "update", counted)
     pretrain(toy_recipe(max_steps=3, max_seconds_per_device=1.0), toy_corpus, tmp_path / "run")
     assert steps == [1, 2, 3]
+
+
+def test_a_stream_trains_and_resumes_exactly(toy_corpus, tmp_path, toy_recipe):
+    streamed = {"streaming": True, "buffer_size": 4}
+    whole = pretrain(toy_recipe(**streamed), toy_corpus, tmp_path / "whole")
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "checkpoint-6")
+    pretrain(toy_recipe(**streamed, num_workers=2), toy_corpus, part, resume=True)
+    assert losses(part) == losses(whole)
+
+
+def test_a_folder_of_audio_needs_no_preparation(toy_corpus, tmp_path, toy_recipe):
+    output = pretrain(toy_recipe(max_steps=2), toy_corpus.parent / "audio", tmp_path / "run")
+    assert [record["step"] for record in read_records(output)] == [1, 2]

@@ -113,7 +113,7 @@ def test_page_is_whole(tmp_path):
     ]
     # A killed run leaves half a line.
     log.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo')
-    path = report.write_report(results, tmp_path / "report", metrics_jsonl=log)
+    path = report.write_report([results, log], tmp_path / "report")
     page = path.read_text()
     for text in (
         "0.456",
@@ -143,6 +143,16 @@ def test_several_files_stand_side_by_side(tmp_path):
     paths = [toy_results(tmp_path / name) for name in ("first", "second")]
     page = report.write_report(paths, tmp_path / "report").read_text()
     assert "first/pretrained" in page and "second/pretrained" in page
+
+
+def test_runs_alone_share_their_axes(tmp_path):
+    for name, loss in (("first", 2.0), ("second", None)):
+        (tmp_path / name).mkdir()
+        lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": loss, "target_rank": 5.0}]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = report.write_report([tmp_path / "first", tmp_path / "second"], tmp_path / "report").read_text()
+    assert "Pretraining of first, second" in page and "What the intervals say" not in page
+    assert [path.name for path in (tmp_path / "report" / "figures").iterdir()] == ["training.png"]
 
 
 def test_a_broken_log_names_its_line(tmp_path):

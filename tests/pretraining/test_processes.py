@@ -1,0 +1,130 @@
+"""Several processes, here with gloo on the CPU: the losses of one process, and a clean end when a peer dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def losses(output):
+    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["loss"], record["grad_norm"], record["target_rank"]) for record in records]
+
+
+def launch(corpus, output, rank, port, processes=2, host="127.0.0.1", prefix=()):
+    """One process of a run of `toy_processes`, as torchrun would start it."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(HERE), "RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": host,
+        "MASTER_PORT": str(port), "LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [*prefix, sys.executable, "-m", "toy_processes", str(corpus), str(output)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def one_process(toy_corpus, tmp_path_factory):
+    from toy_processes import run
+
+    return losses(run(toy_corpus, tmp_path_factory.mktemp("one") / "run"))
+
+
+def agree(ours, theirs):
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    for row, reference in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(reference, rel=2e-4)
+
+
+def test_two_processes_have_the_losses_of_one(one_process, toy_corpus, tmp_path):
+    port = free_port()
+    peers = [launch(toy_corpus, tmp_path / "run", rank, port) for rank in range(2)]
+    said = [peer.communicate(timeout=240)[0] for peer in peers]
+    assert [peer.returncode for peer in peers] == [0, 0], said
+    agree(losses(tmp_path / "run"), one_process)
+
+
+def test_a_killed_peer_ends_the_run_and_resume_goes_on(one_process, toy_corpus, tmp_path):
+    output, port = tmp_path / "run", free_port()
+    peers = [launch(toy_corpus, output, rank, port) for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (output / "checkpoint-2").exists():
+        time.sleep(0.01)
+    peers[1].send_signal(signal.SIGKILL)
+    said = peers[0].communicate(timeout=120)[0]
+    peers[1].communicate()
+    assert peers[0].returncode not in (0, None), said
+    port = free_port()
+    peers = [launch(toy_corpus, output, rank, port) for rank in range(2)]
+    said = [peer.communicate(timeout=240)[0] for peer in peers]
+    assert [peer.returncode for peer in peers] == [0, 0], said
+    agree(losses(output), one_process)
+
+
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(toy_corpus, tmp_path):
+    output, port = tmp_path / "run", free_port()
+    peers = [launch(toy_corpus, output, rank, port) for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (output / "checkpoint-2").exists():
+        time.sleep(0.01)
+    peers[1].send_signal(signal.SIGTERM)
+    said = [peer.communicate(timeout=240)[0] for peer in peers]
+    assert [peer.returncode for peer in peers] == [75, 75], said
+
+
+def _ip(*words):
+    return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a virtual cable, 10.77.0.1 and 10.77.0.2."""
+    names = [f"m2v{os.getpid()}{end}" for end in "ab"]
+    try:
+        made = _ip("netns", "add", names[0])
+    except FileNotFoundError:
+        pytest.skip("there is no `ip` command to make network namespaces with")
+    if made.returncode:
+        pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+    try:
+        _ip("netns", "add", names[1])
+        cable = _ip("link", "add", "v0", "netns", names[0], "type", "veth", "peer", "name", "v0", "netns", names[1])
+        if cable.returncode:
+            pytest.skip(f"virtual cables cannot be made here: {cable.stderr.strip()}")
+        for number, name in enumerate(names, 1):
+            _ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "v0")
+            _ip("-n", name, "link", "set", "v0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            _ip("netns", "del", name)
+
+
+def test_two_hosts_have_the_losses_of_one(two_hosts, one_process, toy_corpus, tmp_path):
+    peers = [
+        launch(
+            toy_corpus,
+            tmp_path / "run",
+            rank,
+            29_500,
+            host="10.77.0.1",
+            prefix=("ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=v0"),
+        )
+        for rank, name in enumerate(two_hosts)
+    ]
+    said = [peer.communicate(timeout=240)[0] for peer in peers]
+    assert [peer.returncode for peer in peers] == [0, 0], said
+    agree(losses(tmp_path / "run"), one_process)

@@ -1,0 +1,89 @@
+"""Where a run starts, and how much of it fits a device."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Data2VecAudioModel
+
+from music2vec_hf import EMATeacher, Music2VecForPreTraining
+from music2vec_hf.hub import export_data2vec_audio
+from music2vec_hf.pretraining.fitting import largest_pass
+from music2vec_hf.pretraining.loop import pretrain
+from music2vec_hf.pretraining.starting import new_learners
+
+
+@pytest.fixture(scope="module")
+def checkpoint(toy_corpus, tmp_path_factory):
+    from toy_run import toy
+
+    return pretrain(toy(), toy_corpus, tmp_path_factory.mktemp("start") / "run") / "checkpoint-6"
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def test_a_checkpoint_gives_student_head_and_teacher(checkpoint, toy_recipe):
+    student, teacher = new_learners(toy_recipe(init_from=str(checkpoint)))
+    assert same(student.state_dict(), load_file(checkpoint / "model.safetensors"))
+    assert same(teacher.state_dict(), load_file(checkpoint / "teacher.safetensors"))
+    assert not same(teacher.state_dict(), EMATeacher(student).state_dict())
+
+
+def test_plain_data2vec_gives_the_encoder_and_a_new_head(checkpoint, toy_recipe, tmp_path):
+    plain = export_data2vec_audio(checkpoint, tmp_path / "plain")
+    torch.manual_seed(0)
+    student, teacher = new_learners(toy_recipe(init_from=str(plain)))
+    theirs = Data2VecAudioModel.from_pretrained(plain).state_dict()
+    ours = student.data2vec_audio.state_dict()
+    assert all(ours[name].equal(tensor) for name, tensor in theirs.items())
+    assert same(teacher.state_dict(), EMATeacher(student).state_dict())
+    assert student.final_proj.weight.std() > 0.05
+
+
+def test_a_run_from_a_model_begins_where_it_ended(checkpoint, toy_corpus, toy_recipe, tmp_path):
+    recipe = toy_recipe(init_from=str(checkpoint), max_steps=1, learning_rate=0.0, weight_decay=0.0)
+    output = pretrain(recipe, toy_corpus, tmp_path / "run")
+    assert same(load_file(output / "model.safetensors"), load_file(checkpoint / "model.safetensors"))
+
+
+def test_another_shape_is_refused(checkpoint, toy_recipe):
+    with pytest.raises(ValueError, match=r"has another shape .*`hidden_size` 16 there and 32 here"):
+        new_learners(toy_recipe(init_from=str(checkpoint), hidden_size=32))
+
+
+@pytest.mark.parametrize("holds", [1, 3, 8])
+def test_the_largest_pass_is_found_by_trying(holds, toy_recipe, monkeypatch):
+    recipe = toy_recipe()
+    student = Music2VecForPreTraining(recipe.model_config())
+    teacher, forward = EMATeacher(student), student.forward
+
+    def small(input_values, *rest):
+        if len(input_values) > holds:
+            raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
+        return forward(input_values, *rest)
+
+    monkeypatch.setattr(student, "forward", small)
+    state = torch.get_rng_state()
+    assert largest_pass(recipe, torch.device("cpu"), student, teacher, 8) in range(max(1, holds // 2), holds + 1)
+    assert all(parameter.grad is None for parameter in student.parameters())
+    assert torch.get_rng_state().equal(state)
+
+
+def test_not_even_one_crop(toy_recipe, monkeypatch):
+    student = Music2VecForPreTraining(toy_recipe().model_config())
+
+    def none(*rest):
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(student, "forward", none)
+    with pytest.raises(RuntimeError, match="No executable batch size found"):
+        largest_pass(toy_recipe(), torch.device("cpu"), student, None, 4)
+
+
+def test_a_teacher_of_another_layout_is_refused(checkpoint, toy_recipe, tmp_path):
+    student = Music2VecForPreTraining.from_pretrained(checkpoint)
+    student.save_pretrained(tmp_path / "odd")
+    save_file({"layers.0.something": torch.ones(1)}, tmp_path / "odd" / "teacher.safetensors")
+    with pytest.raises(RuntimeError, match="something"):
+        new_learners(toy_recipe(init_from=str(tmp_path / "odd")))
