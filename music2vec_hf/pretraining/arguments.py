@@ -32,6 +32,7 @@ _RANGES = {
     "save_every": (1, 10**9),
     "keep_last": (1, 10**9),
     "keep_every": (0, 10**9),
+    "probe_every": (1, 10**9),
     "max_skipped_in_a_row": (0, 10**9),
     "collapse_after_steps": (0, 10**9),
     "min_target_std": (0.0, 100.0),
@@ -46,7 +47,18 @@ _CHOICES = {
 }
 # May differ between a checkpoint and the run that resumes it: they do not change what is computed.
 MACHINE_KEYS = frozenset(
-    {"max_seconds_per_device", "num_workers", "log_every", "save_every", "keep_last", "keep_every", "report_to"}
+    {
+        "max_seconds_per_device",
+        "num_workers",
+        "log_every",
+        "save_every",
+        "keep_last",
+        "keep_every",
+        "report_to",
+        "probe_corpus",
+        "probe_label",
+        "probe_every",
+    }
 )
 
 
@@ -123,6 +135,9 @@ class Recipe:
     save_every: int = 5_000
     keep_last: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
     keep_every: int = field(default=0, metadata={"help": "keep those of every so many steps for good; 0 for none"})
+    probe_corpus: str | None = field(default=None, metadata={"help": "labelled corpus to probe during the run"})
+    probe_label: str = field(default="genre", metadata={"help": "its column of labels"})
+    probe_every: int = field(default=10_000, metadata={"help": "steps between two such probes"})
     report_to: str = field(default="none", metadata={"help": "tracker that gets the records too"})
     max_skipped_in_a_row: int = field(
         default=20, metadata={"help": "updates in a row that may be skipped because they are not finite"}

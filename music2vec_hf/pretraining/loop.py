@@ -24,6 +24,7 @@ from music2vec_hf.pretraining.checkpoints import (
 )
 from music2vec_hf.pretraining.fitting import fitting_seconds
 from music2vec_hf.pretraining.monitors import Monitor, TrainingStopped
+from music2vec_hf.pretraining.online_probe import OnlineProbe
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
 from music2vec_hf.pretraining.signals import StopRequest, TrainingInterrupted
 from music2vec_hf.pretraining.starting import new_learners
@@ -60,6 +61,7 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     output.mkdir(parents=True, exist_ok=True)
 
     accelerator = make_accelerator(recipe, output)
+    probe = OnlineProbe(recipe) if recipe.probe_corpus and accelerator.is_main_process else None
     state = prepare_training(recipe, accelerator, found[-1] if found else None)
     max_seconds = recipe.max_seconds_per_device
     if max_seconds == "auto":
@@ -69,7 +71,7 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     announce(accelerator, recipe, state, audio, micro_steps)
     feature_extractor = Music2VecFeatureExtractor(receptive_field=state.student.config.receptive_field)
     try:
-        run_steps(accelerator, recipe, state, iter(batches), micro_steps, output, feature_extractor)
+        run_steps(accelerator, recipe, state, iter(batches), micro_steps, output, feature_extractor, probe)
     except TrainingStopped as error:
         kept = checkpoints(output)
         last = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved."
@@ -81,8 +83,10 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     return output
 
 
-def run_steps(accelerator, recipe: Recipe, state: TrainingState, stream, micro_steps, output, feature_extractor):
-    """The loop itself: from `state.step` to `max_steps`."""
+def run_steps(
+    accelerator, recipe: Recipe, state: TrainingState, stream, micro_steps, output, feature_extractor, probe
+):
+    """The loop itself: from `state.step` to `max_steps`; `probe` is the main process' [`OnlineProbe`], if any."""
     model = accelerator.prepare_model(state.student)
     monitor = Monitor(output, recipe, state.step, accelerator)
     with contextlib.closing(monitor), StopRequest(accelerator) as request:
@@ -98,6 +102,8 @@ def run_steps(accelerator, recipe: Recipe, state: TrainingState, stream, micro_s
 
             # 5. Watch, log, save.
             monitor.end_step(state.step, state.skipped, **values)
+            if probe and state.step % recipe.probe_every == 0:
+                monitor.write({"step": state.step, **probe(state.student, feature_extractor)})
             check_skipped(recipe, state)
             asked = request.pending()
             if asked or state.step % recipe.save_every == 0 or state.step == recipe.max_steps:
@@ -189,12 +195,20 @@ def check_skipped(recipe: Recipe, state: TrainingState) -> None:
 
 
 def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
-    """The accelerator of a run, with its tracker. Precision is the recipe's, whatever accelerate's own file says."""
+    """The accelerator of a run, with its tracker. Precision is the recipe's, whatever accelerate's own file says.
+
+    Raises:
+        ValueError: if the tracker is not installed.
+    """
     # A layer that LayerDrop skips has no gradient; the wrapper has to be told to expect that.
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=recipe.layerdrop > 0)
     tracker = None if recipe.report_to == "none" else recipe.report_to
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[kwargs], log_with=tracker, project_dir=output)
     if tracker is not None:
+        if not accelerator.log_with:  # accelerate leaves out what is not installed, and says nothing
+            raise ValueError(
+                f"`report_to` is {tracker}, which is not installed: `pip install {tracker}`, or use none."
+            )
         accelerator.init_trackers(output.resolve().name)
     return accelerator
 

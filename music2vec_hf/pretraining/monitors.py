@@ -110,22 +110,25 @@ class Monitor:
         self.moments = self.totals = None
         # A number that is not finite has no place in JSON.
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
-        self._write(record)
+        if self.accelerator.is_main_process:
+            self._show(record)
+            self.write(record)
         self._guard(record)
 
     def close(self) -> None:
         """End the progress bar."""
         self.bar.close()
 
-    def _write(self, record: dict) -> None:
-        if not self.accelerator.is_main_process:
-            return
+    def _show(self, record: dict) -> None:
         shown = {name: float("nan") if value is None else value for name, value in record.items()}
         self.bar.set_postfix_str(
             f"loss {shown['loss']:.3f}, target std {shown['target_std']:.2f}, prediction std "
             f"{shown['prediction_std']:.2f}, rank {shown['target_rank']:.0f}, lr {shown['learning_rate']:.1e}, "
             f"{shown['audio_seconds_per_second']:.0f} audio s/s"
         )
+
+    def write(self, record: dict) -> None:
+        """Append a record, `step` and monitors, to `metrics.jsonl` and the trackers; for the main process."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         finite = {name: value for name, value in record.items() if value is not None and name != "step"}

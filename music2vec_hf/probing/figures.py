@@ -15,6 +15,8 @@ CURVES = (
     "feature_std",
     "target_rank",
     "position_share",
+    "probe_knn",
+    "probe_linear",
     "learning_rate",
     "grad_norm",
     "audio_seconds_per_second",

@@ -1,0 +1,46 @@
+"""The online probe: it hears labelled clips, leaves the run as it was, and refuses what it cannot score."""
+
+import csv
+import json
+
+import pytest
+
+from music2vec_hf.data.corpus import prepare_corpus
+from music2vec_hf.pretraining.loop import pretrain
+
+
+@pytest.fixture(scope="module")
+def labelled_corpus(toy_corpus, tmp_path_factory):
+    """The toy corpus' twelve tones, the lower half called low; `id` has a new value in every row."""
+    folder = tmp_path_factory.mktemp("labelled")
+    with (folder / "tones.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "register", "constant"])
+        for index in range(12):
+            rows.writerow([toy_corpus.parent / "audio" / f"{index}.flac", "low" if index < 6 else "high", "same"])
+    prepare_corpus(folder / "tones.csv", folder / "corpus", progress=False)
+    return folder / "corpus"
+
+
+def records_of(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_probes_and_changes_nothing(labelled_corpus, toy_corpus, tmp_path, toy_recipe):
+    plain = records_of(pretrain(toy_recipe(), toy_corpus, tmp_path / "plain"))
+    recipe = toy_recipe(probe_corpus=str(labelled_corpus), probe_label="register", probe_every=3)
+    records = records_of(pretrain(recipe, toy_corpus, tmp_path / "probed"))
+    probed = [record for record in records if "probe_knn" in record]
+    assert [record["step"] for record in probed] == [3, 6]
+    assert all(set(record) == {"step", "probe_knn", "probe_linear", "probe_chance"} for record in probed)
+    assert all(0 <= record["probe_linear"] <= 1 for record in probed)
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses == [record["loss"] for record in plain]
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"), [("genre", "has no column `genre`.*register"), ("constant", "has 1 distinct values")]
+)
+def test_labels_that_cannot_be_probed_are_refused(label, sentence, labelled_corpus, toy_corpus, tmp_path, toy_recipe):
+    with pytest.raises(ValueError, match=sentence):
+        pretrain(toy_recipe(probe_corpus=str(labelled_corpus), probe_label=label), toy_corpus, tmp_path / "run")
