@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import AutoModel
 
 from music2vec_hf import EMATeacher
+from music2vec_hf.data.corpus import prepare_corpus
+from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
 from music2vec_hf.pretraining.checkpoints import checkpoints
 from music2vec_hf.pretraining.loop import count_micro_steps, pretrain
 from music2vec_hf.pretraining.monitors import TrainingStopped
@@ -176,3 +180,39 @@ def test_a_stream_trains_and_resumes_exactly(toy_corpus, tmp_path, toy_recipe):
 def test_a_folder_of_audio_needs_no_preparation(toy_corpus, tmp_path, toy_recipe):
     output = pretrain(toy_recipe(max_steps=2), toy_corpus.parent / "audio", tmp_path / "run")
     assert [record["step"] for record in read_records(output)] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def long_corpus(tmp_path_factory):
+    """Three clips of 31 s: long enough for every recipe's crops."""
+    folder = tmp_path_factory.mktemp("long")
+    (folder / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        soundfile.write(folder / "audio" / f"{index}.flac", 0.1 * rng.standard_normal(31 * 16_000), 16_000)
+    prepare_corpus(folder / "audio", folder / "corpus", clip_seconds=31.0, progress=False)
+    return folder / "corpus"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_trains_at_toy_width(name, long_corpus, tmp_path):
+    layers = load_recipe(name).num_hidden_layers
+    crop_seconds = load_recipe(name).crop_seconds
+    toy_width = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [8] * 7}
+    small = {"batch_seconds": 2 * crop_seconds, "max_steps": 3, "log_every": 1, "num_workers": 0, "precision": "fp32"}
+    recipe = load_recipe(name, **toy_width, **small, num_conv_pos_embedding_groups=4)
+    records = read_records(pretrain(recipe, long_corpus, tmp_path / "run"))
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)
+    assert AutoModel.from_pretrained(tmp_path / "run").config.num_hidden_layers == layers
+
+
+def test_a_silent_corpus_ends_in_the_collapse_guard(tmp_path, toy_recipe):
+    """Its targets vary with the position alone: padding marks the edges. The reference's own rule sees nothing."""
+    (tmp_path / "silence").mkdir()
+    for index in range(4):
+        soundfile.write(tmp_path / "silence" / f"{index}.wav", np.zeros(32_000), 16_000)
+    with pytest.raises(TrainingStopped, match=r"`feature_std` is 0.00.* the front end has collapsed"):
+        pretrain(toy_recipe(collapse_after_steps=2), tmp_path / "silence", tmp_path / "run")
+    last = read_records(tmp_path / "run")[-1]
+    assert last["target_std"] > 0.1 and last["position_share"] > 0.99
