@@ -71,6 +71,23 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--clip-seconds", type=float, default=30.0, help="length of a clip (default: %(default)s)")
     command.add_argument("--min-seconds", type=float, default=2.0, help="shortest clip kept (default: %(default)s)")
     command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
+    command.add_argument(
+        "--hours", type=float, help="take tracks, or whole artists, at random until they last so long"
+    )
+    command.add_argument("--seed", type=int, help="of --hours (default: 0)")
+    command.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="part i of n, i from 0 on: --array=0-3 and --shard $SLURM_ARRAY_TASK_ID/4; then merge",
+    )
+
+    command = verb(merge, "join the parts that `prepare SOURCE OUT --shard i/n` made to one corpus, if all are there")
+    command.add_argument("out", metavar="OUT", help="folder of the corpus")
+
+    command = verb(inspect, "print what a corpus holds; write a page with histograms and ten clips to see and hear")
+    command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
+    command.add_argument("--output", default="inspection.html", help="page to write (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="draws the ten clips (default: %(default)s)")
 
     command = verb(recipes, "list the pretraining recipes, or print one with every value resolved")
     command.add_argument("name", metavar="NAME", nargs="?", help="recipe to print")
@@ -147,12 +164,49 @@ def synth(args) -> None:
 def prepare(args) -> None:
     """See [`music2vec_hf.data.corpus.prepare_corpus`]."""
     from music2vec_hf.data.corpus import prepare_corpus
+    from music2vec_hf.data.parts import parse_shard
 
-    summary = prepare_corpus(args.source, args.out, args.clip_seconds, args.min_seconds, args.num_proc)
-    print(
-        f"{args.out}: {summary['hours']:.2f} h of audio in {summary['clips']} clips of {summary['tracks']} tracks; "
-        f"{sum(summary['rejects'].values())} rejected (see {Path(args.out) / 'rejects.csv'})"
+    summary = prepare_corpus(
+        args.source,
+        args.out,
+        args.clip_seconds,
+        args.min_seconds,
+        args.num_proc,
+        hours=args.hours,
+        seed=args.seed,
+        shard=None if args.shard is None else parse_shard(args.shard),
     )
+    if "part" not in summary:
+        _print_corpus(args.out, summary)
+        return
+    print(
+        f"{args.out}: part {summary['part']}/{summary['parts']}: {summary['hours']:.2f} h of audio of "
+        f"{summary['tracks']} tracks, {summary['rejected_files']} rejected; when all parts are there: "
+        f"music2vec merge {args.out}"
+    )
+
+
+def merge(args) -> None:
+    """See [`music2vec_hf.data.corpus.merge_corpus`]."""
+    from music2vec_hf.data.corpus import merge_corpus
+
+    _print_corpus(args.out, merge_corpus(args.out))
+
+
+def _print_corpus(out: str, summary: dict) -> None:
+    print(
+        f"{out}: {summary['hours']:.2f} h of audio in {summary['clips']} clips of {summary['tracks']} tracks; "
+        f"{sum(summary['rejects'].values())} rejected (see {Path(out) / 'rejects.csv'})"
+    )
+
+
+def inspect(args) -> None:
+    """See [`music2vec_hf.data.inspection.inspect_corpus`] and [`music2vec_hf.data.inspection.write_page`]."""
+    from music2vec_hf.data.inspection import format_summary, inspect_corpus, write_page
+
+    inspection = inspect_corpus(args.corpus)
+    print(format_summary(inspection))
+    print(write_page(inspection, args.output, args.seed))
 
 
 def recipes(args) -> None:

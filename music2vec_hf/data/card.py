@@ -48,6 +48,9 @@ def write_card(summary: dict) -> str:
     if summary["remainder_hours"]:
         seconds = summary["remainder_hours"] * 3600
         kinds.append(f"- ends of tracks shorter than {summary['settings']['min_seconds']:g} s: {seconds:.1f} s in all")
+    if "not_sampled" in summary:
+        hours, seed = summary["settings"]["hours"], summary["settings"]["seed"]
+        kinds.append(f"- tracks outside the random sample of {hours:g} hours (seed {seed}): {summary['not_sampled']}")
     return CARD.format(
         data_files="\n".join(f"  - split: {name}\n    path: data/{name}-*" for name in summary["splits"]),
         hours=summary["hours"],

@@ -4,6 +4,7 @@ The result is staged on disk: `<stem>.parquet` with the clips, if any, then `<st
 second file is written last, so that its presence means that the track is done.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -53,7 +54,8 @@ def stage_track(job: ClipJob) -> dict:
 
     Returns:
         `dict`: `clips`, `seconds` (kept), `decoded_seconds`, `remainder_seconds` (cut off because too short),
-        `rejects` (list of `[kind, reason]`), `rejected_file` (bool).
+        `rejects` (list of `[kind, reason]`), `rejected_file` (bool); where there are clips, `sha256` of all decoded
+        samples and `staged_bytes`, the size of the file of clips.
     """
     staged = read_staged(job.stem)
     if staged is not None:
@@ -96,12 +98,13 @@ def write_atomically(path: Path, text: str) -> None:
 def _write_clips(job: ClipJob) -> dict:
     rejects: list[tuple[str, str]] = []
     totals = {"clips": 0, "seconds": 0.0, "decoded_seconds": 0.0, "remainder_seconds": 0.0}
-    aside = Path(f"{job.stem}.{os.getpid()}.tmp")
+    aside, samples_digest = Path(f"{job.stem}.{os.getpid()}.tmp"), hashlib.sha256()
     try:
         with AudioReader(job.path, name=job.source) as reader, _clip_writer(aside) as writer:
             rows: list[dict] = []
             for start, samples in _cut(reader, job.clip_samples):
                 totals["decoded_seconds"] += len(samples) / SAMPLING_RATE
+                samples_digest.update(to_pcm(samples).tobytes())
                 if len(samples) < min(job.min_samples, job.clip_samples):
                     totals["remainder_seconds"] += len(samples) / SAMPLING_RATE
                     continue
@@ -128,11 +131,13 @@ def _write_clips(job: ClipJob) -> dict:
         return {**dict.fromkeys(totals, 0), "rejects": [reject], "rejected_file": True}
     if reader.shortfall:
         rejects.append(("truncated", f"truncated: {reader.shortfall}"))
-    if totals["clips"]:
-        os.replace(aside, job.stem + ".parquet")
-    else:
+    result = {**totals, "rejects": rejects, "rejected_file": totals["clips"] == 0}
+    if not totals["clips"]:
         aside.unlink()
-    return {**totals, "rejects": rejects, "rejected_file": totals["clips"] == 0}
+        return result
+    staged_bytes = aside.stat().st_size
+    os.replace(aside, job.stem + ".parquet")
+    return {**result, "sha256": samples_digest.hexdigest(), "staged_bytes": staged_bytes}
 
 
 def _clip_writer(path: Path) -> pq.ParquetWriter:

@@ -8,9 +8,17 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from .audio import SAMPLING_RATE, read_audio, read_flac_crop
 from .finding import choose_splits, find_corpus, name_audio_column, open_files
 from .measuring import STATISTICS, audio_name, encoded_audio, measure_clips
-from .prepare import prepare_corpus
+from .prepare import merge_corpus, prepare_corpus
 
-__all__ = ["check_corpus", "load_corpus", "prepare_corpus", "read_clip", "read_crop", "stream_corpus"]
+__all__ = [
+    "check_corpus",
+    "load_corpus",
+    "merge_corpus",
+    "prepare_corpus",
+    "read_clip",
+    "read_crop",
+    "stream_corpus",
+]
 
 
 def load_corpus(

@@ -5,32 +5,40 @@ is staged survives a kill, and nothing depends on time or on the number of proce
 bytes.
 """
 
-import csv
-import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 from datasets import Audio, Features, Value
 from tqdm import tqdm
 
 from .audio import SAMPLING_RATE
-from .card import write_card
+from .claiming import CLAIM_LOCK, STAGING, check_same, claim_out, hold_lock, lock_out, read_finished
 from .clips import ClipJob, end_with_parent, read_staged, stage_track, write_atomically
+from .duplicates import drop_duplicates
+from .parts import (
+    begin_parts,
+    check_parts_finished,
+    check_parts_whole,
+    check_shard,
+    forget_damaged,
+    part_file,
+    read_begun,
+)
+from .publishing import publish, refuse_empty
+from .sampling import sample_tracks
 from .shards import ShardWriter
 from .sources import Listing, Track, list_tracks
 
-FORMAT_VERSION = 1
-STAGING = ".staging"
+FORMAT_VERSION = 2
 
 
 def prepare_corpus(
@@ -41,13 +49,16 @@ def prepare_corpus(
     num_proc: int = 1,
     shard_megabytes: int = 500,
     progress: bool = True,
+    hours: float | None = None,
+    seed: int | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> dict:
     """Turn audio files into a corpus that pretraining reads and that loads with plain `datasets`.
 
     `out` gets `data/<split>-00000-of-0000n.parquet`, `rejects.csv` (`path,reason`), `README.md` (data set card) and,
     last, `corpus.json`: a corpus without it is incomplete. A run that was killed goes on where it stood when it is
-    started again, and ends with the same bytes; so does any `num_proc`. With `num_proc` above 1 a script must call
-    this below `if __name__ == "__main__":`.
+    started again, and ends with the same bytes; so does any `num_proc`, and so do parts that are merged. With
+    `num_proc` above 1 a script must call this below `if __name__ == "__main__":`.
 
     Args:
         source: a folder (searched recursively), a CSV/TSV/JSONL manifest with a column `file_name`, `path` or `file`,
@@ -59,40 +70,98 @@ def prepare_corpus(
         num_proc (`int`): processes.
         shard_megabytes (`int`): a shard ends after the track with which it reaches this size.
         progress (`bool`): show a bar, in hours of audio.
+        hours (`float`, *optional*): take so many hours of tracks at random instead of all; see [`sample_tracks`].
+        seed (`int`, *optional*): of that choice; 0 by default.
+        shard (`tuple[int, int]`, *optional*): `(i, n)`: stage only the i-th of n parts, i from 0 on, and join nothing;
+            [`merge_corpus`] does when all parts are there. Parts may run at the same time, on several machines.
 
     Returns:
-        `dict`: the content of `corpus.json`: hours, clips, tracks, splits, rejects, settings, versions.
+        `dict`: the content of `corpus.json`: hours, clips, tracks, splits, rejects, settings, versions. For a part
+        `part` and `parts` (i and n), `tracks`, `clips`, `hours`, `rejected_files`, `settings`.
 
     Raises:
-        ValueError: if a setting makes no sense, nothing is found, no file can be used, or `out` holds something else.
+        ValueError: if a setting makes no sense, nothing is found, no file can be used, `out` holds something else, or
+            another run is writing into it.
     """
+    _check_settings(clip_seconds, min_seconds, num_proc, shard_megabytes, hours, seed)
+    if shard is not None:
+        check_shard(shard)
+    out = Path(out)
+    settings = {
+        "clip_seconds": float(clip_seconds),
+        "min_seconds": float(min_seconds),
+        "shard_megabytes": float(shard_megabytes),
+        "hours": None if hours is None else float(hours),
+        "seed": None if hours is None else seed or 0,
+    }
+    listing, plan = _list(source, settings, progress)
+    finished = None if (out / STAGING).exists() else read_finished(out, plan)
+    if finished is not None:
+        return finished
+    with lock_out(out, shared=shard is not None):
+        if shard is not None:
+            return _prepare_part(source, out, listing, plan, shard, num_proc, progress)
+        return claim_out(out, plan) or _join(source, out, listing, plan, num_proc, progress)
+
+
+def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
+    """Join the parts that `prepare_corpus(..., shard=(i, n))` staged in `out` to the corpus of a single run.
+
+    It checks first that all parts are there, whole, of the same settings and of what the source holds now, which must
+    still be where it was. A merge that was killed goes on when it is started again.
+
+    Args:
+        out: the folder of the corpus.
+        progress (`bool`): show a bar, in hours of audio.
+
+    Returns:
+        `dict`: the content of `corpus.json`.
+
+    Raises:
+        ValueError: if a part is missing, damaged or of another kind, nothing can be used, or another run is writing
+            into `out`.
+    """
+    out = Path(out)
+    if not out.is_dir():
+        raise ValueError(f"{out} is not a folder; give the one that `music2vec prepare SOURCE OUT --shard i/n` wrote.")
+    with lock_out(out):
+        finished = read_finished(out, {})
+        if finished is not None:
+            shutil.rmtree(out / STAGING, ignore_errors=True)
+            return finished
+        before, parts = read_begun(out)
+        check_parts_finished(out, before, parts["parts"])
+        listing, plan = _list(parts["source"], before, progress)
+        check_same(out, "was begun with", before, plan)
+        check_parts_whole(out, [job.stem for job in _jobs(out, listing, plan)], parts["parts"])
+        return _join(parts["source"], out, listing, plan, 1, progress)
+
+
+def _check_settings(clip_seconds, min_seconds, num_proc, shard_megabytes, hours, seed) -> None:
     if clip_seconds <= 0 or not 0 < min_seconds <= clip_seconds or num_proc < 1 or shard_megabytes <= 0:
         raise ValueError(
             "`prepare_corpus` needs 0 < min_seconds <= clip_seconds, num_proc >= 1 and shard_megabytes > 0, got "
             f"min_seconds {min_seconds}, clip_seconds {clip_seconds}, num_proc {num_proc}, "
             f"shard_megabytes {shard_megabytes}."
         )
-    out, listing = Path(out), list_tracks(source)
+    if hours is not None and not (hours > 0 and math.isfinite(hours)):
+        raise ValueError(f"`hours` is {hours}; give a number above 0, or leave it out to take all tracks.")
+    if hours is None and seed is not None:
+        raise ValueError(f"`seed` is {seed} but `hours` is not given; it chooses the tracks of a sample of `hours`.")
+
+
+def _list(source: str | os.PathLike, settings: dict, progress: bool) -> tuple[Listing, dict]:
+    """What is to be prepared, and the plan: the settings that decide the bytes, and what they are applied to."""
+    listing = list_tracks(source)
+    if settings["hours"] is not None:
+        listing = sample_tracks(listing, settings["hours"], settings["seed"], progress)
     plan = {
         "format_version": FORMAT_VERSION,
-        "clip_seconds": float(clip_seconds),
-        "min_seconds": float(min_seconds),
-        "shard_megabytes": float(shard_megabytes),
+        **{name: settings[name] for name in ("clip_seconds", "min_seconds", "shard_megabytes", "hours", "seed")},
         "files": len(listing.tracks) + len(listing.rejects),
         "source_digest": listing.digest(),
     }
-    finished = _claim(out, plan)
-    if finished is not None:
-        return finished
-    jobs = [_job(out, index, track, plan) for index, track in enumerate(listing.tracks)]
-    shards = ShardWriter(out / STAGING / "shards", corpus_features(listing), plan["shard_megabytes"] * 1e6)
-    with tqdm(disable=not progress, total=0.0, bar_format=BAR) as bar:
-        _fill_shards(shards, listing, jobs, num_proc, bar)
-    results = [read_staged(job.stem) for job in jobs]
-    if not any(result["clips"] for result in results):
-        shutil.rmtree(out / STAGING)
-        _refuse_empty(source, listing, results)
-    return _publish(out, plan, listing, results, shards.closed)
+    return listing, plan
 
 
 def corpus_features(listing: Listing) -> Features:
@@ -111,78 +180,102 @@ def corpus_features(listing: Listing) -> Features:
     return Features({**features, **Features.from_arrow_schema(pa.schema(listing.metadata_types))})
 
 
-# ---- OUT: ours or not ----
-
-
-def _claim(out: Path, plan: dict) -> dict | None:
-    """Make `out` ours. Returns the summary if the corpus is there already; raises if something else is."""
-    corpus_json, plan_json = out / "corpus.json", out / STAGING / "plan.json"
-    if corpus_json.exists():
-        summary = json.loads(corpus_json.read_text(encoding="utf-8"))
-        _check_same(out, "was made with", summary.get("settings", {}), plan)
-        shutil.rmtree(out / STAGING, ignore_errors=True)
-        return summary
-    if plan_json.exists():
-        _check_same(out, "was begun with", json.loads(plan_json.read_text(encoding="utf-8")), plan)
-        return None
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder for the corpus.")
-    others = sorted(path.name for path in out.iterdir() if path.name != STAGING) if out.exists() else []
-    if others:
-        raise ValueError(f"{out} holds something else than a corpus ({others[0]}); give an absent or empty folder.")
-    # Without a plan, what is staged is of unknown settings.
-    shutil.rmtree(plan_json.parent, ignore_errors=True)
-    plan_json.parent.mkdir(parents=True)
-    write_atomically(plan_json, json.dumps(plan))
-    return None
-
-
-def _check_same(out: Path, verb: str, before: dict, now: dict) -> None:
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"{out} {verb} {key} {before.get(key)}, now it is {value}; take the same, another folder, "
-                "or remove this one."
-            )
-
-
 # ---- tracks to shards ----
 
 
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}<{remaining}{postfix}]"
 
 
-def _job(out: Path, index: int, track: Track, plan: dict) -> ClipJob:
-    return ClipJob(
-        path=os.fspath(track.path),
-        source=track.source,
-        track_id=track.track_id,
-        stem=os.fspath(out / STAGING / "tracks" / f"{index // 1000:05d}" / f"{index:08d}"),
-        clip_samples=round(plan["clip_seconds"] * SAMPLING_RATE),
-        min_samples=round(plan["min_seconds"] * SAMPLING_RATE),
-    )
+def _jobs(out: Path, listing: Listing, plan: dict) -> list[ClipJob]:
+    return [
+        ClipJob(
+            path=os.fspath(track.path),
+            source=track.source,
+            track_id=track.track_id,
+            stem=os.fspath(out / STAGING / "tracks" / f"{index // 1000:05d}" / f"{index:08d}"),
+            clip_samples=round(plan["clip_seconds"] * SAMPLING_RATE),
+            min_samples=round(plan["min_seconds"] * SAMPLING_RATE),
+        )
+        for index, track in enumerate(listing.tracks)
+    ]
 
 
-def _fill_shards(shards: ShardWriter, listing: Listing, jobs: list[ClipJob], num_proc: int, bar: tqdm) -> None:
-    """Stage every track and join the clips to shards, in order; goes on after the shards that are closed."""
-    first, rejects, done_bytes = shards.next_track, 0, 0
-    all_bytes = sum(track.num_bytes for track in listing.tracks)
-    for index, result in enumerate(_staged_in_order(jobs, first, num_proc)):
+def _prepare_part(
+    source: str | os.PathLike,
+    out: Path,
+    listing: Listing,
+    plan: dict,
+    shard: tuple[int, int],
+    num_proc: int,
+    progress: bool,
+) -> dict:
+    """Stage every n-th track. Parts may begin at the same time: they claim `out` one after the other."""
+    index, count = shard
+    with hold_lock(out / CLAIM_LOCK, f"{out} is being claimed.", wait=True):
+        finished = claim_out(out, plan)
+        if finished is not None:
+            return finished
+        begin_parts(out, source, count)
+    busy = f"Another process prepares part {index}/{count} of {out}; wait until it has ended, or take another part."
+    with hold_lock(part_file(out, index).with_suffix(".lock"), busy):
+        jobs, share = _jobs(out, listing, plan), list(range(index, len(listing.tracks), count))
+        forget_damaged(out, [job.stem for job in jobs], share)
+        staged = _staged_in_order([jobs[track] for track in share], 0, num_proc)
+        results = list(_with_bar([listing.tracks[track] for track in share], staged, progress))
+        record = {
+            "part": index,
+            "parts": count,
+            "tracks": len(results),
+            "clips": sum(result["clips"] for result in results),
+            "hours": round(sum(result["seconds"] for result in results) / 3600, 6),
+            "rejected_files": sum(result["rejected_file"] for result in results),
+            "settings": plan,
+        }
+        write_atomically(part_file(out, index), json.dumps(record))
+    return record
+
+
+def _join(source: str | os.PathLike, out: Path, listing: Listing, plan: dict, num_proc: int, progress: bool) -> dict:
+    """Stage what is not staged yet, join all to shards, and publish the corpus."""
+    jobs = _jobs(out, listing, plan)
+    shards = ShardWriter(out / STAGING / "shards", corpus_features(listing), plan["shard_megabytes"] * 1e6)
+    staged = _with_bar(listing.tracks, _staged_in_order(jobs, shards.next_track, num_proc), progress)
+    results = _fill_shards(shards, listing, jobs, drop_duplicates(listing.tracks, staged))
+    if not any(result["clips"] for result in results):
+        shutil.rmtree(out / STAGING)
+        refuse_empty(source, listing, results)
+    return publish(out, plan, listing, results, shards.closed)
+
+
+def _fill_shards(shards: ShardWriter, listing: Listing, jobs: list[ClipJob], results: Iterable[dict]) -> list[dict]:
+    """Join the clips of all tracks to shards, in order, after the shards that are closed. Returns all results."""
+    first, kept = shards.next_track, []
+    for index, result in enumerate(results):
         track = listing.tracks[index]
+        kept.append(result)
         if index >= first:
             shards.start_track(index, track.split)
             if result["clips"]:
                 for table in _read_clips(jobs[index].stem, track, shards.schema):
                     shards.write(table)
-        rejects += len(result["rejects"])
-        done_bytes += track.num_bytes
-        bar.set_postfix_str(f"{index + 1}/{len(jobs)} files, {rejects} rejects", refresh=False)
-        hours = result["decoded_seconds"] / 3600
-        # How many hours the rest holds is known only from its bytes.
-        bar.total = (bar.n + hours) * all_bytes / done_bytes if done_bytes else 0.0
-        bar.update(hours)
         shards.end_track(index, [job.stem for job in jobs[shards.next_track : index + 1]])
     shards.close(len(jobs), [job.stem for job in jobs[shards.next_track :]])
+    return kept
+
+
+def _with_bar(tracks: list[Track], results: Iterable[dict], progress: bool) -> Iterator[dict]:
+    """Pass the results on, and show how many hours of audio they are."""
+    rejects, done_bytes, all_bytes = 0, 0, sum(track.num_bytes for track in tracks)
+    with tqdm(disable=not progress, total=0.0, bar_format=BAR) as bar:
+        for number, (track, result) in enumerate(zip(tracks, results, strict=True), start=1):
+            rejects += len(result["rejects"])
+            done_bytes += track.num_bytes
+            bar.set_postfix_str(f"{number}/{len(tracks)} files, {rejects} rejects", refresh=False)
+            hours = result["decoded_seconds"] / 3600
+            # How many hours the rest holds is known only from its bytes.
+            bar.total = (bar.n + hours) * all_bytes / done_bytes if done_bytes else 0.0
+            bar.update(hours)
+            yield result
 
 
 def _staged_in_order(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[dict]:
@@ -224,90 +317,3 @@ def _read_clips(stem: str, track: Track, schema: pa.Schema) -> Iterator[pa.Table
                 for name in schema.names
             ]
             yield pa.Table.from_arrays(columns, schema=schema)
-
-
-# ---- shards to corpus ----
-
-
-def _refuse_empty(source: str | os.PathLike, listing: Listing, results: list[dict]) -> None:
-    reasons = Counter(kind for result in results for kind, _ in result["rejects"])
-    kind, count = reasons.most_common(1)[0]
-    example = next(
-        f"{track.source}: {reason}"
-        for track, result in zip(listing.tracks, results, strict=True)
-        for found, reason in result["rejects"]
-        if found == kind
-    )
-    raise ValueError(
-        f"None of the {len(results)} audio files of {source} can be used; the commonest reason is {kind!r} "
-        f"({count} times), for example {example}"
-    )
-
-
-def _publish(out: Path, plan: dict, listing: Listing, results: list[dict], shards: list[dict]) -> dict:
-    """Give the shards their final names, write the files beside them, `corpus.json` last."""
-    (out / "data").mkdir(exist_ok=True)
-    counts = Counter(shard["split"] for shard in shards)
-    numbers: Counter = Counter()
-    for shard in shards:
-        split = shard["split"]
-        target = out / "data" / f"{split}-{numbers[split]:05d}-of-{counts[split]:05d}.parquet"
-        numbers[split] += 1
-        staged = out / STAGING / "shards" / shard["file"]
-        # A run that was killed here has moved some of them.
-        if staged.exists() or not target.exists():
-            os.replace(staged, target)
-    write_atomically(out / "rejects.csv", _rejects_csv(listing, results))
-    summary = _summarise(plan, listing, results, counts)
-    write_atomically(out / "README.md", write_card(summary))
-    write_atomically(out / "corpus.json", json.dumps(summary, indent=2) + "\n")
-    shutil.rmtree(out / STAGING)
-    return summary
-
-
-def _rejects_csv(listing: Listing, results: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    writer.writerows(listing.rejects)
-    for track, result in zip(listing.tracks, results, strict=True):
-        writer.writerows((track.source, reason) for _, reason in result["rejects"])
-    return text.getvalue()
-
-
-def _summarise(plan: dict, listing: Listing, results: list[dict], num_shards: Counter) -> dict:
-    splits: dict[str, dict] = {}
-    for track, result in zip(listing.tracks, results, strict=True):
-        if result["clips"]:
-            split = splits.setdefault(track.split, {"hours": 0.0, "clips": 0, "tracks": 0, "shards": 0})
-            split["hours"] += result["seconds"] / 3600
-            split["clips"] += result["clips"]
-            split["tracks"] += 1
-    for name, split in splits.items():
-        split["shards"] = num_shards[name]
-        split["hours"] = round(split["hours"], 6)
-    kinds = Counter(reason.split(":")[0] for _, reason in listing.rejects)
-    kinds.update(kind for result in results for kind, _ in result["rejects"])
-    return {
-        "hours": round(sum(result["seconds"] for result in results) / 3600, 6),
-        "clips": sum(split["clips"] for split in splits.values()),
-        "tracks": sum(split["tracks"] for split in splits.values()),
-        "sampling_rate": SAMPLING_RATE,
-        "splits": splits,
-        "rejected_files": len(listing.rejects) + sum(result["rejected_file"] for result in results),
-        "rejects": dict(sorted(kinds.items())),
-        "remainder_hours": round(sum(result["remainder_seconds"] for result in results) / 3600, 6),
-        "settings": plan,
-        "versions": {
-            "music2vec_hf": _version("music2vec_hf"),
-            "libsndfile": soundfile.__libsndfile_version__,
-            **{name: _version(name) for name in ("soundfile", "torch", "torchaudio", "pyarrow", "datasets")},
-        },
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

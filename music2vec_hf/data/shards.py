@@ -11,6 +11,14 @@ from datasets import Features
 from .clips import GROUP_BYTES, GROUP_ROWS, write_atomically
 
 
+def closed_shards(folder: Path) -> list[dict]:
+    """The records of the shards in `folder` that are whole, in their order."""
+    closed: list[dict] = []
+    while (record := folder / f"{len(closed):05d}.json").exists():
+        closed.append(json.loads(record.read_text()))
+    return closed
+
+
 class ShardWriter:
     """Writes clips to shards that end at the end of a track, and remembers on disk which shards are whole.
 
@@ -22,9 +30,7 @@ class ShardWriter:
     def __init__(self, folder: Path, features: Features, shard_bytes: float):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.schema, self.shard_bytes = folder, features.arrow_schema, shard_bytes
-        self.closed: list[dict] = []
-        while (folder / f"{len(self.closed):05d}.json").exists():
-            self.closed.append(json.loads((folder / f"{len(self.closed):05d}.json").read_text()))
+        self.closed = closed_shards(folder)
         self.next_track = self.closed[-1]["next_track"] if self.closed else 0
         self._writer: pq.ParquetWriter | None = None
         self._split: str | None = None

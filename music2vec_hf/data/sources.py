@@ -43,6 +43,7 @@ class Listing:
     tracks: list[Track]
     metadata_types: dict[str, pa.DataType]
     rejects: list[tuple[str, str]]  # (path, reason)
+    not_sampled: int | None = None  # tracks that a sample left out; None: no sample was taken
 
     def digest(self) -> str:
         """A hash of what is listed: names, sizes, splits and metadata."""
