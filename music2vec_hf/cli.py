@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`: exit code: 0, 1 for a mistake that the message explains, 75 when a signal asked pretraining to stop
-            and has saved itself, 130 after Ctrl-C. argparse itself exits with 2.
+            and it has saved itself, 130 after Ctrl-C. argparse itself exits with 2.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
