@@ -133,9 +133,17 @@ class UpdateSampler(Sampler):
 
     The rows of an update are cut into `num_processes * micro_steps` runs of nearly equal length; process `p` takes
     every `num_processes`-th of them.
+
+    Raises:
+        ValueError: if an update has fewer rows than processes times micro-steps.
     """
 
-    def __init__(self, rows_per_update, first_step, max_steps, micro_steps, process_index=0, num_processes=1):
+    def __init__(self, rows_per_update, first_step, max_steps, micro_steps=1, process_index=0, num_processes=1):
+        if rows_per_update < num_processes * micro_steps:
+            raise ValueError(
+                f"An update has {rows_per_update} crops but {num_processes} processes with {micro_steps} micro-steps "
+                "each. Use a larger `batch_seconds`, fewer processes or a larger `max_seconds_per_device`."
+            )
         self.steps = range(first_step, max_steps)
         self.cuts = np.array_split(np.arange(rows_per_update), num_processes * micro_steps)[
             process_index::num_processes
@@ -150,18 +158,13 @@ class UpdateSampler(Sampler):
         return len(self.steps) * len(self.cuts)
 
 
-def plan_updates(rows, first_step, max_steps, micro_steps=1, process_index=0, num_processes=1) -> UpdateSampler:
-    """The [`UpdateSampler`] of a run.
-
-    Raises:
-        ValueError: if an update has fewer rows than processes times micro-steps.
-    """
-    if rows < num_processes * micro_steps:
-        raise ValueError(
-            f"An update has {rows} crops but {num_processes} processes with {micro_steps} micro-steps each. "
-            "Use a larger `batch_seconds`, fewer processes or a larger `max_seconds_per_device`."
-        )
-    return UpdateSampler(rows, first_step, max_steps, micro_steps, process_index, num_processes)
+def loader_options(num_workers: int) -> dict:
+    """The `DataLoader` options that both kinds of corpus share."""
+    return {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        "prefetch_factor": 4 if num_workers else None,
+    }
 
 
 def training_batches(
@@ -179,15 +182,8 @@ def training_batches(
         ValueError: if an update has fewer rows than processes times micro-steps.
     """
     plan = dataset.plan
-    sampler = plan_updates(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=dataset.plan.collate,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-    )
+    sampler = UpdateSampler(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
+    return DataLoader(dataset, batch_sampler=sampler, collate_fn=plan.collate, **loader_options(num_workers))
 
 
-__all__ = ["BatchPlan", "CropDataset", "UpdateSampler", "plan_updates", "training_batches"]
+__all__ = ["BatchPlan", "CropDataset", "UpdateSampler", "loader_options", "training_batches"]

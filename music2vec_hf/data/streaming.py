@@ -12,7 +12,7 @@ from datasets import IterableDataset as ClipStream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from music2vec_hf.data.audio import SAMPLING_RATE, AudioError, AudioReader
-from music2vec_hf.data.batches import CROP_STREAM, BatchPlan, UpdateSampler, plan_updates
+from music2vec_hf.data.batches import CROP_STREAM, BatchPlan, UpdateSampler, loader_options
 from music2vec_hf.data.corpus import read_clip, read_crop
 from music2vec_hf.data.measuring import STATISTICS, audio_name, encoded_audio
 
@@ -217,15 +217,9 @@ def streaming_batches(
     Raises:
         ValueError: if an update has fewer rows than processes times micro-steps.
     """
-    sampler = plan_updates(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
+    sampler = UpdateSampler(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
     crops = StreamingCrops(corpus, plan, sampler, buffer_size, report=process_index == 0)
-    return DataLoader(
-        crops,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-    )
+    return DataLoader(crops, batch_size=None, **loader_options(num_workers))
 
 
 __all__ = ["StreamingCrops", "header_length", "streaming_batches"]

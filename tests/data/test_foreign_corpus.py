@@ -10,22 +10,14 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
+from toy_plan import PLAN
 
 from music2vec_hf.data.audio import read_audio
-from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
+from music2vec_hf.data.batches import CropDataset, training_batches
 from music2vec_hf.data.corpus import load_corpus, read_clip, stream_corpus
 from music2vec_hf.data.finding import open_files
 from music2vec_hf.data.streaming import header_length
 
-PLAN = BatchPlan(
-    seed=3,
-    rows_per_update=4,
-    num_samples=16_000,
-    num_frames=49,
-    mask_group_rows=4,
-    mask_time_prob=0.65,
-    mask_time_length=5,
-)
 # Name -> seconds, rate, channels, what soundfile calls the format.
 FILES = {
     "a.wav": (2.0, 44_100, 2, "WAV"),
@@ -135,16 +127,16 @@ def test_every_kind_streams_the_same_clips(foreign, audio):
 def test_crops_are_slices_of_the_normalised_clip(foreign):
     dataset = CropDataset(load_corpus(foreign), PLAN)
     seen = set()
-    for item in range(5):
-        clip, start = dataset.locate(*divmod(item, 4))
+    for row in range(PLAN.rows_per_update):
+        clip, start = dataset.locate(0, row)
         whole = read_clip(dataset.corpus[clip]).astype(np.float64)
         whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)
-        crop = dataset[divmod(item, 4)][1]
+        crop = dataset[0, row][1]
         np.testing.assert_allclose(crop, whole[start : start + 16_000], atol=5e-5)
         seen.add(clip)
     assert seen == set(range(5))
     (batch,) = training_batches(dataset, 0, 1)
-    assert batch["input_values"].shape == (4, 16_000) and batch["mask_time_indices"].shape == (4, 49)
+    assert batch["input_values"].shape == (5, 16_000) and batch["mask_time_indices"].shape == (5, 49)
 
 
 def test_broken_files_are_left_out_named_and_counted(audio, tmp_path, caplog):

@@ -1,21 +1,14 @@
 """Crops, masks and micro-batches are functions of (seed, epoch or step, index) alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from toy_plan import PLAN
 
-from music2vec_hf.data.batches import BatchPlan, CropDataset, UpdateSampler, training_batches
+from music2vec_hf.data.batches import CropDataset, UpdateSampler, training_batches
 from music2vec_hf.data.corpus import load_corpus, read_clip
-
-PLAN = BatchPlan(
-    seed=1,
-    rows_per_update=5,
-    num_samples=16_000,
-    num_frames=49,
-    mask_group_rows=3,
-    mask_time_prob=0.65,
-    mask_time_length=5,
-)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def test_a_crop_is_the_slice_of_the_normalised_clip(dataset):
 
 
 def test_crop_normalisation_uses_the_crop(toy_corpus):
-    plan = BatchPlan(**{**PLAN.__dict__, "normalize": "crop"})
+    plan = replace(PLAN, normalize="crop")
     samples = CropDataset(load_corpus(toy_corpus), plan)[(0, 0)][1]
     assert samples.mean() == pytest.approx(0, abs=1e-5) and samples.std() == pytest.approx(1, abs=1e-3)
 
@@ -85,7 +78,7 @@ def test_equal_counts_hold_within_a_mask_group():
 def test_too_short_clips_are_counted_and_all_too_short_is_an_error(toy_corpus):
     corpus = load_corpus(toy_corpus)
     with pytest.raises(ValueError, match="None of the corpus' 12 clips is as long as a crop \\(3 s\\)"):
-        CropDataset(corpus, BatchPlan(**{**PLAN.__dict__, "num_samples": 48_000}))
+        CropDataset(corpus, replace(PLAN, num_samples=48_000))
     assert CropDataset(corpus, PLAN).num_too_short == 0
 
 

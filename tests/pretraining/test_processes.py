@@ -42,6 +42,23 @@ def one_process(toy_corpus, tmp_path_factory):
     return losses(run(toy_corpus, tmp_path_factory.mktemp("one") / "run"))
 
 
+def launch_two(corpus, output):
+    port = free_port()
+    return [launch(corpus, output, rank, port) for rank in range(2)]
+
+
+def wait_for_checkpoint(output):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (output / "checkpoint-2").exists():
+        time.sleep(0.01)
+
+
+def end_with(peers, returncode):
+    """Wait for the processes, and check that each ended with `returncode`."""
+    said = [peer.communicate(timeout=240)[0] for peer in peers]
+    assert [peer.returncode for peer in peers] == [returncode] * len(peers), said
+
+
 def agree(ours, theirs):
     assert [row[0] for row in ours] == [row[0] for row in theirs]
     for row, reference in zip(ours, theirs, strict=True):
@@ -49,39 +66,28 @@ def agree(ours, theirs):
 
 
 def test_two_processes_have_the_losses_of_one(one_process, toy_corpus, tmp_path):
-    port = free_port()
-    peers = [launch(toy_corpus, tmp_path / "run", rank, port) for rank in range(2)]
-    said = [peer.communicate(timeout=240)[0] for peer in peers]
-    assert [peer.returncode for peer in peers] == [0, 0], said
+    end_with(launch_two(toy_corpus, tmp_path / "run"), 0)
     agree(losses(tmp_path / "run"), one_process)
 
 
 def test_a_killed_peer_ends_the_run_and_resume_goes_on(one_process, toy_corpus, tmp_path):
-    output, port = tmp_path / "run", free_port()
-    peers = [launch(toy_corpus, output, rank, port) for rank in range(2)]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (output / "checkpoint-2").exists():
-        time.sleep(0.01)
+    output = tmp_path / "run"
+    peers = launch_two(toy_corpus, output)
+    wait_for_checkpoint(output)
     peers[1].send_signal(signal.SIGKILL)
     said = peers[0].communicate(timeout=120)[0]
     peers[1].communicate()
     assert peers[0].returncode not in (0, None), said
-    port = free_port()
-    peers = [launch(toy_corpus, output, rank, port) for rank in range(2)]
-    said = [peer.communicate(timeout=240)[0] for peer in peers]
-    assert [peer.returncode for peer in peers] == [0, 0], said
+    end_with(launch_two(toy_corpus, output), 0)
     agree(losses(output), one_process)
 
 
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(toy_corpus, tmp_path):
-    output, port = tmp_path / "run", free_port()
-    peers = [launch(toy_corpus, output, rank, port) for rank in range(2)]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (output / "checkpoint-2").exists():
-        time.sleep(0.01)
+    output = tmp_path / "run"
+    peers = launch_two(toy_corpus, output)
+    wait_for_checkpoint(output)
     peers[1].send_signal(signal.SIGTERM)
-    said = [peer.communicate(timeout=240)[0] for peer in peers]
-    assert [peer.returncode for peer in peers] == [75, 75], said
+    end_with(peers, 75)
 
 
 def _ip(*words):
@@ -125,6 +131,5 @@ def test_two_hosts_have_the_losses_of_one(two_hosts, one_process, toy_corpus, tm
         )
         for rank, name in enumerate(two_hosts)
     ]
-    said = [peer.communicate(timeout=240)[0] for peer in peers]
-    assert [peer.returncode for peer in peers] == [0, 0], said
+    end_with(peers, 0)
     agree(losses(tmp_path / "run"), one_process)
