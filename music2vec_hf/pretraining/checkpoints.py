@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.pretraining.arguments import MACHINE_KEYS, Recipe
 from music2vec_hf.pretraining.schedules import ReferenceAdam
+from music2vec_hf.pretraining.sharding import whole
 from music2vec_hf.teacher_music2vec import EMATeacher
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -41,14 +42,19 @@ class TrainingState:
     skipped: int = 0
     skipped_in_a_row: int = 0
 
+    def weights(self) -> dict[str, dict]:
+        """State dicts of `student` and `optimizer`, whole. All processes have to take part."""
+        return whole({"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()})
 
-def save_checkpoint(output: Path, state: TrainingState, feature_extractor, recipe: Recipe) -> Path:
+
+def save_checkpoint(output: Path, state: TrainingState, weights: dict, feature_extractor, recipe: Recipe) -> Path:
     """Write `output/checkpoint-<step>`, then drop the oldest beyond the recipe's `keep_last`, except those that
     `keep_every` keeps for good.
 
     Args:
         output (`Path`): folder of the run.
         state ([`TrainingState`]): the student is written with `save_pretrained`: the folder loads as a model.
+        weights (`dict`): what [`TrainingState.weights`] gave.
         feature_extractor: written beside it.
         recipe ([`Recipe`]): what the run is; compared on resume.
 
@@ -62,7 +68,7 @@ def save_checkpoint(output: Path, state: TrainingState, feature_extractor, recip
     aside = output / f"{final.name}{_UNFINISHED}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        _write(aside, state, feature_extractor, recipe)
+        _write(aside, state, weights, feature_extractor, recipe)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has many names
         shutil.rmtree(aside, ignore_errors=True)
         kept = checkpoints(output)
@@ -79,13 +85,13 @@ def save_checkpoint(output: Path, state: TrainingState, feature_extractor, recip
     return final
 
 
-def _write(folder: Path, state: TrainingState, feature_extractor, recipe: Recipe) -> None:
+def _write(folder: Path, state: TrainingState, weights: dict, feature_extractor, recipe: Recipe) -> None:
     folder.mkdir(parents=True)
-    state.student.save_pretrained(folder)
+    state.student.save_pretrained(folder, state_dict=weights["student"])
     feature_extractor.save_pretrained(folder)
     teacher = {name: tensor.contiguous() for name, tensor in state.teacher.state_dict().items()}
     save_file(teacher, folder / "teacher.safetensors")
-    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
+    torch.save(weights["optimizer"], folder / "optimizer.pt")
     counts = {
         "step": state.step,
         "skipped": state.skipped,

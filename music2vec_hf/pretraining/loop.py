@@ -26,6 +26,7 @@ from music2vec_hf.pretraining.fitting import fitting_seconds
 from music2vec_hf.pretraining.monitors import Monitor, TrainingStopped
 from music2vec_hf.pretraining.online_probe import OnlineProbe
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
+from music2vec_hf.pretraining.sharding import shard_student, sharding_is_asked, touch_all, whole
 from music2vec_hf.pretraining.signals import StopRequest, TrainingInterrupted
 from music2vec_hf.pretraining.starting import new_learners
 from music2vec_hf.teacher_music2vec import EMATeacher
@@ -76,8 +77,9 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         kept = checkpoints(output)
         last = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved."
         raise TrainingStopped(f"{error} {last}") from None
+    weights = state.weights()
     if accelerator.is_main_process:
-        state.student.save_pretrained(output)
+        state.student.save_pretrained(output, state_dict=weights["student"])
         feature_extractor.save_pretrained(output)
     accelerator.end_training()
     return output
@@ -87,7 +89,11 @@ def run_steps(
     accelerator, recipe: Recipe, state: TrainingState, stream, micro_steps, output, feature_extractor, probe
 ):
     """The loop itself: from `state.step` to `max_steps`; `probe` is the main process' [`OnlineProbe`], if any."""
-    model = accelerator.prepare_model(state.student)
+    if sharding_is_asked(recipe):
+        shard_student(state, accelerator.device)
+        model = state.student
+    else:
+        model = accelerator.prepare_model(state.student)
     monitor = Monitor(output, recipe, state.step, accelerator)
     with contextlib.closing(monitor), StopRequest(accelerator) as request:
         while state.step < recipe.max_steps:
@@ -107,8 +113,9 @@ def run_steps(
             check_skipped(recipe, state)
             asked = request.pending()
             if asked or state.step % recipe.save_every == 0 or state.step == recipe.max_steps:
+                weights = state.weights()
                 if accelerator.is_main_process:
-                    save_checkpoint(output, state, feature_extractor, recipe)
+                    save_checkpoint(output, state, weights, feature_extractor, recipe)
                 accelerator.wait_for_everyone()
             if asked and state.step < recipe.max_steps:
                 raise TrainingInterrupted(
@@ -136,7 +143,7 @@ def accumulate(accelerator, recipe: Recipe, model, state: TrainingState, stream,
 
             # 3. The wrapper averages gradients over processes, hence the factor.
             loss = result.loss * (masked / nominal_masked(recipe) * accelerator.num_processes)
-            accelerator.backward(state.scaler.scale(loss))
+            accelerator.backward(state.scaler.scale(loss + touch_all(state.student)))
         monitor.add(result, batch["mask_time_indices"], masked)
         num_masked += masked
     return num_masked
@@ -165,7 +172,7 @@ def optimise(accelerator, recipe: Recipe, state: TrainingState, num_masked: int)
     total = accelerator.reduce(torch.tensor(float(num_masked), device=accelerator.device), "sum")
     gradients = [parameter.grad for parameter in state.student.parameters() if parameter.grad is not None]
     torch._foreach_mul_(gradients, nominal_masked(recipe) / total)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if torch.isfinite(norm):
         if recipe.max_grad_norm > 0:
             torch._foreach_mul_(gradients, (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))

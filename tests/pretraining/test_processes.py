@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from music2vec_hf import Music2VecModel
+
 HERE = Path(__file__).parent
 
 
@@ -19,13 +21,14 @@ def losses(output):
     return [(record["step"], record["loss"], record["grad_norm"], record["target_rank"]) for record in records]
 
 
-def launch(corpus, output, rank, port, processes=2, host="127.0.0.1", prefix=()):
+def launch(corpus, output, rank, port, processes=2, host="127.0.0.1", prefix=(), changes=None, **variables):
     """One process of a run of `toy_processes`, as torchrun would start it."""
     environment = {
         **os.environ, "PYTHONPATH": str(HERE), "RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": host,
         "MASTER_PORT": str(port), "LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1",
+        **variables,
     }  # fmt: skip
-    command = [*prefix, sys.executable, "-m", "toy_processes", str(corpus), str(output)]
+    command = [*prefix, sys.executable, "-m", "toy_processes", str(corpus), str(output), json.dumps(changes or {})]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -42,9 +45,9 @@ def one_process(toy_corpus, tmp_path_factory):
     return losses(run(toy_corpus, tmp_path_factory.mktemp("one") / "run"))
 
 
-def launch_two(corpus, output):
+def launch_two(corpus, output, **variables):
     port = free_port()
-    return [launch(corpus, output, rank, port) for rank in range(2)]
+    return [launch(corpus, output, rank, port, **variables) for rank in range(2)]
 
 
 def wait_for_checkpoint(output):
@@ -88,6 +91,38 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(toy_corpus, tmp_pa
     wait_for_checkpoint(output)
     peers[1].send_signal(signal.SIGTERM)
     end_with(peers, 75)
+
+
+# What `accelerate launch` sets from a configuration with `distributed_type: FSDP`.
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def test_two_processes_in_shards_have_the_losses_of_one(one_process, toy_corpus, tmp_path):
+    end_with(launch_two(toy_corpus, tmp_path / "run", **FSDP2), 0)
+    agree(losses(tmp_path / "run"), one_process)
+    model, report = Music2VecModel.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not report["missing_keys"] and model.config.architectures == ["Music2VecForPreTraining"]
+
+
+@pytest.mark.parametrize("changes", [{"layerdrop": 0.5}, {"precision": "fp16"}])
+def test_shards_train_as_copies_do(changes, toy_corpus, tmp_path):
+    """Also where LayerDrop skips other layers on one process than on the other, and over micro-batches."""
+    changes = {**changes, "max_seconds_per_device": 1.0, "max_steps": 4}
+    for name, variables in (("copies", {}), ("shards", FSDP2)):
+        end_with(launch_two(toy_corpus, tmp_path / name, changes=changes, **variables), 0)
+    agree(losses(tmp_path / "shards"), losses(tmp_path / "copies"))
+
+
+@pytest.mark.parametrize("first_in_shards", [True, False])
+def test_a_run_goes_on_with_and_without_shards(first_in_shards, one_process, toy_corpus, tmp_path):
+    output = tmp_path / "run"
+    peers = launch_two(toy_corpus, output, **(FSDP2 if first_in_shards else {}))
+    wait_for_checkpoint(output)
+    for peer in peers:
+        peer.send_signal(signal.SIGTERM)
+    end_with(peers, 75)
+    end_with(launch_two(toy_corpus, output, **({} if first_in_shards else FSDP2)), 0)
+    agree(losses(output), one_process)
 
 
 def _ip(*words):
