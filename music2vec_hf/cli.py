@@ -201,8 +201,9 @@ def _print_corpus(out: str, summary: dict) -> None:
 
 
 def inspect(args) -> None:
-    """See [`music2vec_hf.data.inspection.inspect_corpus`] and [`music2vec_hf.data.inspection.write_page`]."""
-    from music2vec_hf.data.inspection import format_summary, inspect_corpus, write_page
+    """See [`music2vec_hf.data.inspection.inspect_corpus`] and [`music2vec_hf.data.inspection_page.write_page`]."""
+    from music2vec_hf.data.inspection import format_summary, inspect_corpus
+    from music2vec_hf.data.inspection_page import write_page
 
     inspection = inspect_corpus(args.corpus)
     print(format_summary(inspection))

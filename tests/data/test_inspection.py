@@ -13,14 +13,8 @@ import soundfile
 
 from music2vec_hf.cli import main
 from music2vec_hf.data.corpus import prepare_corpus
-from music2vec_hf.data.inspection import (
-    draw_clips,
-    find_warnings,
-    format_summary,
-    inspect_corpus,
-    log_spectrogram,
-    write_page,
-)
+from music2vec_hf.data.inspection import find_warnings, format_summary, inspect_corpus
+from music2vec_hf.data.inspection_page import draw_clips, log_spectrogram, write_page
 from music2vec_hf.data.sources import CORPUS_COLUMNS
 
 MANIFEST = """file_name,split,track_id,artist_id,genre
