@@ -16,6 +16,7 @@ from transformers import AutoFeatureExtractor
 
 from music2vec_hf.configuration_music2vec import Music2VecConfig
 from music2vec_hf.data.audio import SAMPLING_RATE, read_audio
+from music2vec_hf.data.hub_files import explain_hub_errors
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecModel
 from music2vec_hf.precision import autocast
@@ -37,16 +38,20 @@ def load_model(
 
     Returns:
         `tuple`: model in float32 and eval mode, extractor.
+
+    Raises:
+        ValueError: if the name is no folder and the Hub does not give it.
     """
-    feature_extractor = AutoFeatureExtractor.from_pretrained(model)
-    if not isinstance(feature_extractor, Music2VecFeatureExtractor):  # a plain data2vec-audio repository
-        feature_extractor = Music2VecFeatureExtractor.from_pretrained(model)
-    if random_init:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            encoder = Music2VecModel(Music2VecConfig.from_pretrained(model))
-    else:
-        encoder = Music2VecModel.from_pretrained(model, dtype=torch.float32)
+    with explain_hub_errors(model, "a model"):
+        feature_extractor = AutoFeatureExtractor.from_pretrained(model)
+        if not isinstance(feature_extractor, Music2VecFeatureExtractor):  # a plain data2vec-audio repository
+            feature_extractor = Music2VecFeatureExtractor.from_pretrained(model)
+        if random_init:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                encoder = Music2VecModel(Music2VecConfig.from_pretrained(model))
+        else:
+            encoder = Music2VecModel.from_pretrained(model, dtype=torch.float32)
     return encoder.eval(), feature_extractor
 
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoFeatureExtractor, Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
+from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
-from .modeling_music2vec import Music2VecModel
+from .embeddings import load_model
 
 # fairseq's encoder-relative names -> transformers'. The rest of a name (`.weight`, `.bias`) stays.
 _ENCODER_NAMES = (
@@ -89,20 +89,19 @@ def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
         `Path`: the folder, for `AutoModel.from_pretrained`.
 
     Raises:
-        ValueError: if `out` exists and is not empty.
+        ValueError: if `out` exists and is not empty, or the Hub does not give the model.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty. Name a new folder for the export.")
-    encoder = Music2VecModel.from_pretrained(model)
+    encoder, extractor = load_model(model)
     known = {**Data2VecAudioConfig().to_dict(), "apply_spec_augment": False}
     fields = {key: value for key, value in encoder.config.to_dict().items() if key in known and key != "model_type"}
     fields.pop("architectures", None)
     plain = Data2VecAudioModel(Data2VecAudioConfig(**fields))
     plain.load_state_dict(encoder.state_dict(), strict="masked_spec_embed" in plain.state_dict())
     plain.save_pretrained(out)
-    ours = AutoFeatureExtractor.from_pretrained(model)
-    Wav2Vec2FeatureExtractor(do_normalize=ours.do_normalize, return_attention_mask=True).save_pretrained(out)
+    Wav2Vec2FeatureExtractor(do_normalize=extractor.do_normalize, return_attention_mask=True).save_pretrained(out)
     return out
 
 

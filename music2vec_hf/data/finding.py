@@ -6,14 +6,17 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import datasets
 import fsspec
 from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import is_offline_mode
 
 from .audio import AUDIO_SUFFIXES, find_audio_files
+from .hub_files import download_files, explain_hub_errors
 from .sources import SPLIT_ORDER
 
 # The storage of `datasets.Audio`. The feature itself wants torchcodec wherever Python rows are encoded, this does not.
@@ -88,11 +91,14 @@ def open_files(kind: str, files: list[str], streaming: bool) -> Dataset | Iterab
 
     Args:
         kind (`str`), files (`list[str]`): as in [`FoundCorpus`].
-        streaming (`bool`): read while iterating, instead of turning all into one Arrow file in the cache first.
+        streaming (`bool`): read while iterating, instead of turning all into one Arrow file in the cache first. Files
+            on the Hub are then read where they are, else, and offline, from its cache.
 
     Raises:
-        ValueError: if an archive is damaged; of a stream, while iterating.
+        ValueError: if the Hub does not give a file, or an archive is damaged; of a stream, while iterating.
     """
+    if files[0].startswith("hf://") and (is_offline_mode() or not streaming):
+        files = download_files(files)
     if kind not in ("webdataset", "audiofolder"):
         return load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
     read, per_shard = (read_archives, 1) if kind == "webdataset" else (read_files, FILES_PER_SHARD)
@@ -238,21 +244,25 @@ def _by_split(kind: str, root: Path, paths: list[Path]) -> dict[str, list[str]]:
 
 
 def _on_hub(name: str, config: str | None) -> FoundCorpus:
-    try:
+    """The files that a data set lists; offline, those that it listed when it was last opened."""
+    listing = Path(datasets.config.HF_DATASETS_CACHE, "music2vec_hf", f"{name}--{config}.json".replace("/", "___"))
+    if is_offline_mode() and listing.exists():
+        return FoundCorpus(**json.loads(listing.read_text(encoding="utf-8")))
+    with explain_hub_errors(name, "a data set"):
         builder = load_dataset_builder(name, config)
-    except (FileNotFoundError, ConnectionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{name} is neither a folder here nor a data set that the Hub gives ({reason}); check the name, "
-            "the connection and, for a private one, `hf auth login`."
-        ) from error
     files = {str(split): [str(url) for url in urls] for split, urls in (builder.config.data_files or {}).items()}
     if builder.name == "audiofolder":
         files = {split: [url for url in urls if _is_audio_file(url)] for split, urls in files.items()}
     files = {split: urls for split, urls in files.items() if urls}
     if not files:
         raise ValueError(f"{name} lists no files of audio (its loader is {builder.name}); prepare a corpus from it.")
-    return FoundCorpus(builder.name, files, on_hub=True)
+    found = FoundCorpus(builder.name, files, on_hub=True)
+    if not is_offline_mode():
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        aside = listing.with_name(f"{listing.name}.{os.getpid()}")
+        aside.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        os.replace(aside, listing)
+    return found
 
 
 def _check_complete(folder: Path, by_split: dict[str, list[str]]) -> None:

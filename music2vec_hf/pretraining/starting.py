@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from transformers.utils import cached_file
 
 from music2vec_hf.configuration_music2vec import Music2VecConfig
+from music2vec_hf.data.hub_files import explain_hub_errors
 from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.pretraining.arguments import Recipe
 from music2vec_hf.teacher_music2vec import EMATeacher
@@ -35,13 +36,14 @@ def new_learners(recipe: Recipe) -> tuple[Music2VecForPreTraining, EMATeacher]:
         recipe ([`Recipe`]): torch's generator is seeded by the caller.
 
     Raises:
-        ValueError: if the model to start from has another shape than the recipe's, naming what differs.
+        ValueError: if the model to start from is not there, or has another shape than the recipe's.
     """
     config, source = recipe.model_config(), recipe.init_from
     if source is None:
         student = Music2VecForPreTraining(config)
         return student, EMATeacher(student)
-    theirs = Music2VecConfig.from_pretrained(source)  # reads plain data2vec-audio too
+    with explain_hub_errors(source, "a model"):
+        theirs = Music2VecConfig.from_pretrained(source)  # reads plain data2vec-audio too
     differing = [
         f"`{name}` {_plain(getattr(theirs, name, None))} there and {_plain(getattr(config, name))} here"
         for name in _SHAPE

@@ -1,0 +1,82 @@
+"""What the Hub gives: its files in the cache, and one sentence where it gives nothing."""
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
+from tqdm import tqdm
+
+_DATASET_FILE = re.compile(r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<filename>.+)")
+_DOWNLOADS_AT_ONCE = 8
+
+
+class _SilentBar(tqdm):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+
+@contextmanager
+def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a Hub's client raises within the block into one sentence.
+
+    Args:
+        name (`str` or `Path`): folder or Hub id that is being read; for a folder nothing is changed.
+        what (`str`): what it should be, as "a model".
+
+    Raises:
+        ValueError: for a missing or private repository, a bad token, a file that is not there, no connection.
+    """
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        # An error of the file system itself, such as a full disk, has a number.
+        if os.path.isdir(name) or getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(
+            f"{name} is neither a folder here nor {what} that the Hub gives ({_reason(error)}); check the name, the "
+            "connection (offline, only what was loaded before is there) and, for a private one, `hf auth login`."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The Hub's own words, else the first sentence of the client's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HfHubHTTPError) and not isinstance(cause, EntryNotFoundError) and cause.server_message:
+            return f"the Hub says: {cause.server_message.rstrip('.')}"
+        cause = cause.__cause__
+    return re.split(r"\n|\.\s|\.$", str(error).strip())[0]
+
+
+def download_files(urls: list[str]) -> list[str]:
+    """Fetch files of a data set on the Hub into its cache (`HF_HUB_CACHE`); those that are there are not asked for.
+
+    Args:
+        urls (`list[str]`): one or more, as `hf://datasets/user/name@commit/path`.
+
+    Returns:
+        `list[str]`: local paths, in the same order.
+
+    Raises:
+        ValueError: if the Hub does not give one of them, or is not to be asked and one is not in the cache.
+    """
+    parts = [_DATASET_FILE.fullmatch(url).groupdict() for url in urls]
+    name = parts[0]["repo_id"]
+
+    def fetch(part: dict[str, str]) -> str:
+        return hf_hub_download(**part, repo_type="dataset", tqdm_class=_SilentBar)
+
+    pool = ThreadPoolExecutor(_DOWNLOADS_AT_ONCE)
+    try:
+        with explain_hub_errors(name, "a data set"):
+            return list(tqdm(pool.map(fetch, parts), total=len(urls), desc=f"fetching {name}", unit="file"))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+__all__ = ["download_files", "explain_hub_errors"]
