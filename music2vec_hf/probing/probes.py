@@ -78,6 +78,8 @@ class ProbeData:
         problem_type (`str`): `single_label_classification`, `multi_label_classification` or `regression`.
         num_outputs (`int`): `K`.
         primary_metric (`str`): metric that early stopping and the choice look at.
+        target_statistics (`tuple`, *optional*): mean and deviation that standardise the targets of a regression; by
+            default those of the training split.
     """
 
     features: Mapping[str, np.ndarray]
@@ -87,6 +89,7 @@ class ProbeData:
     problem_type: str
     num_outputs: int
     primary_metric: str
+    target_statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def _generator(purpose: str, *numbers: int) -> torch.Generator:
@@ -326,7 +329,7 @@ def _target_tensors(data: ProbeData, device: str) -> tuple[dict, tuple[np.ndarra
     """Targets as tensors; those of a regression standardised with the training split's statistics."""
     mean, scale = np.zeros(data.num_outputs, np.float32), np.ones(data.num_outputs, np.float32)
     if data.problem_type == "regression":
-        mean, scale = _statistics(data.targets)
+        mean, scale = np.float32(data.target_statistics or _statistics(data.targets))
     tensors = {}
     for name in ("targets", "validation_targets"):
         targets = np.asarray(getattr(data, name))

@@ -121,6 +121,10 @@ def notices(results: Mapping) -> list[str]:
             "and not human ratings. Scores rank representations on this corpus and say nothing about real music."
         )
     for record in results["records"]:
+        for difference in record.get("differences", ()):
+            line = f"{_title(record['task'])} is not comparable with published scores: {difference}"
+            if line not in lines:
+                lines.append(line)
         for split, tags in (record.get("excluded_tags") or {}).items():
             line = f"{_title(record['task'])}: tags that cannot be scored on {split} ({len(tags)}): {', '.join(tags)}."
             if tags and line not in lines:

@@ -5,6 +5,7 @@ test split. Then the chosen probe alone is trained from several seeds and scored
 layer that was not chosen is never computed.
 """
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 
 from .baselines import chance_outputs
 from .bootstrap import NUM_RESAMPLES, draw_counts, interval, resampled_scores
+from .checking import describe_check
 from .metrics import scorable_tags
 from .probes import ProbeData, ProbeJob, train_probes
 from .results import (
@@ -65,6 +67,7 @@ class ProbeResult:
         split_sizes (`dict[str, int]`): tracks per split.
         excluded_tags (`dict[str, list[str]]`): split to the tags it cannot score.
         predictions (`Predictions`): outputs for every test track and seed.
+        differences (`tuple[str, ...]`): how the data differs from the benchmark's, see `TaskData`.
     """
 
     task: Task
@@ -75,6 +78,7 @@ class ProbeResult:
     split_sizes: dict[str, int]
     excluded_tags: dict[str, list[str]]
     predictions: Predictions
+    differences: tuple[str, ...] = ()
 
 
 def choose_probe(
@@ -116,6 +120,7 @@ def _probe_data(features: Mapping, train: Split, validation: Split, task: Task) 
         problem_type=task.problem_type,
         num_outputs=len(task.labels),
         primary_metric=task.primary_metric,
+        target_statistics=task.target_statistics,
     )
 
 
@@ -164,7 +169,8 @@ def _result(
             usable = scorable_tags(task_data.splits[split].targets)
             excluded[split] = [label for label, use in zip(task.labels, usable, strict=True) if not use]
     scores = score_predictions(predictions, task.metrics)
-    return ProbeResult(task, search, choice, seeds, scores, task_data.split_sizes, excluded, predictions)
+    sizes = task_data.split_sizes
+    return ProbeResult(task, search, choice, seeds, scores, sizes, excluded, predictions, task_data.differences)
 
 
 def probe(
@@ -226,6 +232,7 @@ def _records(
         "protocol": result.search,
         "split_sizes": result.split_sizes,
         "excluded_tags": result.excluded_tags,
+        "differences": list(result.differences),
         "layer": choice.layer if choice else None,
         "probe_settings": asdict(choice.settings) if choice else None,
         "validation_metric": result.task.primary_metric,
@@ -265,8 +272,10 @@ def _comparisons(kinds: Mapping[str, str], results: Mapping[str, Mapping[str, Pr
     return rows
 
 
-def _load_tasks(tasks: str | Sequence[str], data: str | Path) -> tuple[dict[str, TaskData], list[Path]]:
-    loaded = {name: load_task(name, data) for name in resolve_tasks(tasks)}
+def _load_tasks(
+    tasks: str | Sequence[str], data: str | Path, allow_missing: bool
+) -> tuple[dict[str, TaskData], list[Path]]:
+    loaded = {name: load_task(name, data, allow_missing) for name in resolve_tasks(tasks)}
     return loaded, list(dict.fromkeys(path for task_data in loaded.values() for path in task_data.paths))
 
 
@@ -323,6 +332,7 @@ def run_suite(
     precision: str = "fp32",
     device: str = "cpu",
     progress: bool = True,
+    allow_missing: bool = False,
 ) -> Path:
     """Probe sources on tasks and write `results.json`, with chance beside them.
 
@@ -340,6 +350,7 @@ def run_suite(
         precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
         device (`str`): torch device.
         progress (`bool`): show progress bars.
+        allow_missing (`bool`): leave out tracks without usable audio; see `load_task`.
 
     Returns:
         `Path`: of results.json.
@@ -352,7 +363,9 @@ def run_suite(
     resolved = resolve_sources(sources, random_init_seed)
     if CHANCE in {source.name for source in resolved}:
         raise ValueError("`chance` is always reported and cannot be the name of a source; use another name.")
-    loaded, paths = _load_tasks(tasks, data)
+    loaded, paths = _load_tasks(tasks, data, allow_missing)
+    for task_data in loaded.values() if progress else ():
+        print(describe_check(task_data), file=sys.stderr)
     digests = audio_digests(paths)
     row_of = {path: row for row, path in enumerate(paths)}
     cache_dir = output / "cache" if cache_dir is None else Path(cache_dir)

@@ -1,5 +1,7 @@
 """Laws of the batched probes: batch equals alone, draws depend on seed and step only, features that tell are read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,16 @@ def test_a_probe_trained_in_a_batch_equals_the_probe_trained_alone(problem_type)
             # Products of another batch size add in another order; 120 Adam steps let the last digits grow.
             np.testing.assert_allclose(one, other, atol=2e-4)
     assert len({probe.step for probe in together}) > 1, "probes stopped at one step: early stopping was not tried"
+
+
+def test_targets_are_standardised_by_the_tasks_own_statistics_where_it_has_some():
+    data = toy_data("regression")
+    (by_split,) = train_probes([ProbeJob("good", SETTINGS[0], 0)], data, SHORT)
+    (by_task,) = train_probes(
+        [ProbeJob("good", SETTINGS[0], 0)], replace(data, target_statistics=((4.0, 5.0), (1.0, 2.0))), SHORT
+    )
+    np.testing.assert_allclose(by_split.target_mean, data.targets.mean(0), rtol=1e-5)
+    assert by_task.target_mean.tolist() == [4.0, 5.0] and by_task.target_scale.tolist() == [1.0, 2.0]
 
 
 def test_results_do_not_depend_on_the_order_of_jobs():

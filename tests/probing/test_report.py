@@ -81,6 +81,14 @@ def toy_results(folder, difference=(0.10, 0.20)):
     return path
 
 
+def test_data_that_differs_from_the_benchmark_is_named_once(tmp_path):
+    results = json.loads(toy_results(tmp_path).read_text())
+    for record in results["records"]:
+        record["differences"] = ["test: 289 tracks, the benchmark has 290."] if "genre" in record["task"] else []
+    (line,) = [line for line in report.notices(results) if "comparable" in line]
+    assert line.endswith("not comparable with published scores: test: 289 tracks, the benchmark has 290.")
+
+
 def test_table_holds_scores_intervals_and_means(tmp_path):
     table = report.format_table(json.loads(toy_results(tmp_path).read_text()))
     lines = table.splitlines()

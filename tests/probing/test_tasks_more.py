@@ -1,0 +1,166 @@
+"""MTG-Jamendo, NSynth and data sets of the user's own, in their layouts."""
+
+import json
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+from toy_datasets import write_tone
+
+from music2vec_hf.probing import tasks
+from music2vec_hf.probing.datasets.custom import NO_BENCHMARK
+from music2vec_hf.probing.results import read_results
+from music2vec_hf.probing.suite import run_suite
+from music2vec_hf.probing.tasks import SPLITS, TASKS, load_task
+
+JAMENDO = {
+    "train": (("41", 241, "genre---rock"), ("75", 775, "genre---easylistening\tgenre---electronic\tgenre---lounge")),
+    "validation": (("00", 1_100, "genre---rock\tgenre---electronic"),),
+    "test": (("07", 1_307, "genre---electronic"), ("08", 1_308, "genre---rock")),
+}
+
+
+def build_jamendo(root, audio="audio", low=""):
+    folder = root / "data" / "splits" / "split-0"
+    folder.mkdir(parents=True)
+    for split, tracks in JAMENDO.items():
+        lines = ["TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS"]
+        for place, track, tags in tracks:
+            lines.append(f"track_{track:07d}\tartist_000005\talbum_000033\t{place}/{track}.mp3\t340.1\t{tags}")
+            write_tone(root / audio / place / f"{track}{low}.mp3", seconds=0.5)
+        (folder / f"autotagging_genre-{split}.tsv").write_bytes("\r\n".join([*lines, ""]).encode())
+    return root
+
+
+@pytest.mark.parametrize(("audio", "low"), [("audio", ""), ("audio-low", ".low")], ids=["full", "low"])
+def test_mtg_jamendo_ragged_rows_and_both_qualities(tmp_path, monkeypatch, audio, low):
+    monkeypatch.setitem(tasks.TASKS, "mtg-jamendo-genre", replace(TASKS["mtg-jamendo-genre"], counts=(2, 1, 2)))
+    root = build_jamendo(tmp_path, audio, low)
+    write_tone(root / audio / "99" / "99.mp3", seconds=0.5)  # of another subset: neither used nor unknown
+    write_tone(root / audio / "jingle.mp3", seconds=0.5)
+    data = load_task("mtg-jamendo-genre", root)
+    assert data.comparable and data.extra == (f"{audio}/jingle.mp3",)
+    labels = np.array(data.task.labels)
+    for split, tracks in JAMENDO.items():
+        assert data.splits[split].track_ids == tuple(f"track_{track:07d}" for _, track, _ in tracks)
+        assert [path.name for path in data.splits[split].paths] == [f"{track}{low}.mp3" for _, track, _ in tracks]
+        for (_, _, tags), target in zip(tracks, data.splits[split].targets, strict=True):
+            assert set(labels[target == 1]) == set(tags.split("\t"))
+
+
+def test_mtg_jamendo_subsets_and_mistakes(tmp_path):
+    sizes = {"top50": 50, "genre": 87, "instrument": 40, "moodtheme": 56}
+    for subset, size in sizes.items():
+        labels = TASKS[f"mtg-jamendo-{subset}"].labels
+        assert len(labels) == size == len(set(labels)) and all("---" in label for label in labels)
+    root = build_jamendo(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"has no data/splits/split-0/autotagging_top50tags-train.tsv"):
+        load_task("mtg-jamendo-top50", root)
+    (root / "audio" / "07" / "1307.mp3").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 5 audio files are missing: .*audio/07/1307.mp3"):
+        load_task("mtg-jamendo-genre", root)
+    table = root / "data" / "splits" / "split-0" / "autotagging_genre-test.tsv"
+    table.write_bytes(table.read_bytes().replace(b"---rock", b"---skiffle"))
+    with pytest.raises(ValueError, match="has tags that the task does not know: genre---skiffle"):
+        load_task("mtg-jamendo-genre", root)
+    table.write_text("autotagging.tsv")  # what a zip makes of a symbolic link
+    with pytest.raises(ValueError, match=r"has the columns autotagging.tsv, but TRACK_ID"):
+        load_task("mtg-jamendo-genre", root)
+
+
+def build_nsynth(root):
+    for split, families in (("train", ("bass", "vocal")), ("valid", ("bass",)), ("test", ("reed", "bass"))):
+        notes = {}
+        for number, family in enumerate(families):
+            name = f"{family}_synthetic_{split}-0{60 + number}-025"
+            notes[name] = {"note_str": name, "pitch": 60 + number, "instrument_family_str": family}
+            write_tone(root / f"nsynth-{split}" / "audio" / f"{name}.wav", seconds=0.5)
+        (root / f"nsynth-{split}" / "examples.json").write_text(json.dumps(notes))
+    return root
+
+
+def test_nsynth_instrument_and_pitch(tmp_path):
+    root = build_nsynth(tmp_path)
+    write_tone(root / "nsynth-test" / "audio" / "stray.wav")
+    data, pitch = load_task("nsynth-instrument", root), load_task("nsynth-pitch", root)
+    assert [data.task.labels[target] for target in data.splits["train"].targets] == ["bass", "vocal"]
+    assert [data.task.labels[target] for target in data.splits["test"].targets] == ["reed", "bass"]
+    assert pitch.splits["train"].targets.tolist() == [60, 61] and len(pitch.task.labels) == 128
+    assert data.extra == ("nsynth-test/audio/stray.wav",) and len(data.task.labels) == 11
+    assert data.differences[0] == "train: 2 tracks, the benchmark has 289205."
+    (root / "nsynth-valid" / "examples.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"nsynth-valid/examples.json' is not there. Get it from: https"):
+        load_task("nsynth-pitch", root)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def build_custom(root, labels, feature):
+    """A `DatasetDict` with the audio inside, one tone for each class."""
+    audio = []
+    for number in range(len(labels)):
+        audio.append(
+            {"bytes": write_tone(root / "a.wav", frequency=300.0 * (1 + number % 2)).read_bytes(), "path": None}
+        )
+    clip = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"sound": clip, "label": feature})
+    rows = datasets.Dataset.from_dict({"sound": audio, "label": labels}, features=features)
+    rows = rows.cast_column("sound", datasets.Audio(decode=False))
+    (root / "a.wav").unlink()
+    return datasets.DatasetDict({"train": rows, "val": rows, "test": rows})
+
+
+def test_custom_reads_what_datasets_wrote(tmp_path, own_cache):
+    parts = build_custom(tmp_path, [1, 0] * 5, datasets.ClassLabel(names=["samba", "choro"]))
+    parts.save_to_disk(tmp_path / "saved")
+    (tmp_path / "parquet").mkdir()
+    for split, part in parts.items():
+        part.to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
+    for folder in ("saved", "parquet"):
+        data = load_task("custom", tmp_path / folder)
+        assert data.task.labels == ("samba", "choro") and data.split_sizes == dict.fromkeys(SPLITS, 10)
+        assert data.splits["validation"].targets.tolist() == [1, 0] * 5
+        assert data.differences == (NO_BENCHMARK,) and not data.comparable
+        # The same audio is one file, however often it occurs.
+        assert len(set(data.paths)) == 2 and len(data.paths) == 30
+    path = run_suite({"mfcc": "mfcc"}, "custom", tmp_path / "saved", tmp_path / "out", seeds=(0,), progress=False)
+    records = {record["source"]: record for record in read_results(path)["records"]}
+    assert records["mfcc"]["value"] == 1.0 and records["mfcc"]["differences"] == [NO_BENCHMARK]
+
+
+def test_custom_audio_folder_and_tags(tmp_path, own_cache):
+    root = tmp_path / "folder"
+    for split in SPLITS:
+        for number, genre in enumerate(("choro", "samba", "samba")):
+            write_tone(root / split / genre / f"{number}.wav")
+    data = load_task("custom", root)
+    assert data.task.labels == ("choro", "samba") and sorted(data.splits["test"].targets.tolist()) == [0, 1, 1]
+    train = data.splits["train"]
+    assert [path.parent.name for path in train.paths] == [data.task.labels[target] for target in train.targets]
+    lines = [f"{path.relative_to(root)},{path.parts[-3]},{path.stem}" for path in data.paths]
+    (root / "metadata.csv").write_text("\n".join(["file_name,split,label", *lines]))
+    assert load_task("custom", root).task.labels == ("0", "1", "2")
+    (root / "metadata.csv").write_text("\n".join(["file_name,split,tags", *(f"{line}; loud" for line in lines)]))
+    listed = load_task("custom-tags", root)
+    assert listed.task.labels == ("0", "1", "2", "loud") and (listed.splits["test"].targets.sum(axis=1) == 2).all()
+    tags = build_custom(tmp_path, [["loud"], ["soft", "slow"], []], datasets.List(datasets.Value("string")))
+    tags.rename_column("label", "tags").save_to_disk(tmp_path / "tags")
+    data = load_task("custom-tags", tmp_path / "tags")
+    assert data.task.labels == ("loud", "slow", "soft")
+    np.testing.assert_array_equal(data.splits["train"].targets, [[1, 0, 0], [0, 1, 1], [0, 0, 0]])
+
+
+def test_custom_mistakes_get_a_sentence(tmp_path, own_cache):
+    parts = build_custom(tmp_path, ["a", "b"], datasets.Value("string"))
+    parts.rename_column("label", "style").save_to_disk(tmp_path / "renamed")
+    with pytest.raises(ValueError, match="needs a column `label`: rename the column of labels"):
+        load_task("custom", tmp_path / "renamed")
+    datasets.DatasetDict({"train": parts["train"]}).save_to_disk(tmp_path / "train-only")
+    with pytest.raises(ValueError, match="has the splits train; probing needs train, validation, test"):
+        load_task("custom", tmp_path / "train-only")
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        load_task("custom", tmp_path / "nowhere")
