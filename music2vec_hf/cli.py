@@ -65,24 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--clip-seconds", type=float, default=10.0, help="length of a clip (default: %(default)s)")
     command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
 
-    command = verb(prepare, "turn a folder of audio files or a manifest into a corpus; resumable")
-    command.add_argument("source", metavar="SOURCE", help="folder, or CSV, TSV or JSONL manifest")
-    command.add_argument("out", metavar="OUT", help="folder of the corpus")
-    command.add_argument("--clip-seconds", type=float, default=30.0, help="length of a clip (default: %(default)s)")
-    command.add_argument("--min-seconds", type=float, default=2.0, help="shortest clip kept (default: %(default)s)")
-    command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
-    command.add_argument(
-        "--hours", type=float, help="take tracks, or whole artists, at random until they last so long"
-    )
-    command.add_argument("--seed", type=int, help="of --hours (default: 0)")
-    command.add_argument(
-        "--shard",
-        metavar="i/n",
-        help="part i of n, i from 0 on: --array=0-3 and --shard $SLURM_ARRAY_TASK_ID/4; then merge",
-    )
+    _add_prepare(verb, cores)
 
     command = verb(merge, "join the parts that `prepare SOURCE OUT --shard i/n` made to one corpus, if all are there")
     command.add_argument("out", metavar="OUT", help="folder of the corpus")
+
+    command = verb(pcm, "decode a corpus once, for training where decoding is the limit; 115 GB for 1,000 hours")
+    command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
 
     command = verb(inspect, "print what a corpus holds; write a page with histograms and ten clips to see and hear")
     command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
@@ -101,6 +90,32 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_model_verbs(verb)
     return parser
+
+
+def _add_prepare(verb, cores: int) -> None:
+    command = verb(prepare, "turn a folder of audio, a manifest or a data set into a corpus; resumable")
+    command.add_argument(
+        "source", metavar="SOURCE", help="folder; CSV, TSV or JSONL manifest; Parquet or .tar files; or Hub id"
+    )
+    command.add_argument("out", metavar="OUT", help="folder of the corpus")
+    command.add_argument("--clip-seconds", type=float, default=30.0, help="length of a clip (default: %(default)s)")
+    command.add_argument("--min-seconds", type=float, default=2.0, help="shortest clip kept (default: %(default)s)")
+    command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
+    command.add_argument(
+        "--hours", type=float, help="take tracks, or whole artists, at random until they last so long"
+    )
+    command.add_argument("--seed", type=int, help="of --hours (default: 0)")
+    command.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="part i of n, i from 0 on: --array=0-3 and --shard $SLURM_ARRAY_TASK_ID/4; then merge",
+    )
+    command.add_argument(
+        *("--push-to-hub", "--push_to_hub"),
+        metavar="REPO_ID",
+        help="then upload the corpus to this data set, user/name",
+    )
+    command.add_argument("--private", action="store_true", help="if --push-to-hub makes the data set, make it private")
 
 
 def _add_model_verbs(verb) -> None:
@@ -125,6 +140,9 @@ def _add_model_verbs(verb) -> None:
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
     command.add_argument("--random-init-seed", type=int, default=0, help="of the random weights (default: 0)")
     command.add_argument("--precision", default="fp32", choices=_PRECISIONS, help=precision_help)
+    command.add_argument(
+        "--allow-missing", action="store_true", help="leave out tracks without usable audio; not comparable then"
+    )
     command.add_argument(
         "--baselines", nargs="*", default=["random-init", "mfcc", "chroma"], help="probed beside (default: all three)"
     )
@@ -165,6 +183,7 @@ def prepare(args) -> None:
     """See [`music2vec_hf.data.corpus.prepare_corpus`]."""
     from music2vec_hf.data.corpus import prepare_corpus
     from music2vec_hf.data.parts import parse_shard
+    from music2vec_hf.data.pushing import push_corpus
 
     summary = prepare_corpus(
         args.source,
@@ -178,6 +197,8 @@ def prepare(args) -> None:
     )
     if "part" not in summary:
         _print_corpus(args.out, summary)
+        if args.push_to_hub:
+            print(push_corpus(args.out, args.push_to_hub, args.private))
         return
     print(
         f"{args.out}: part {summary['part']}/{summary['parts']}: {summary['hours']:.2f} h of audio of "
@@ -198,6 +219,15 @@ def _print_corpus(out: str, summary: dict) -> None:
         f"{out}: {summary['hours']:.2f} h of audio in {summary['clips']} clips of {summary['tracks']} tracks; "
         f"{sum(summary['rejects'].values())} rejected (see {Path(out) / 'rejects.csv'})"
     )
+
+
+def pcm(args) -> None:
+    """See [`music2vec_hf.data.pcm.store_pcm`]."""
+    from music2vec_hf.data.pcm import store_pcm
+
+    index = store_pcm(args.corpus)
+    stored, failed = index["splits"]["all"], len(index["failed"])
+    print(f"{args.corpus}: {stored['clips']} clips, {2 * stored['samples'] / 1e9:.2f} GB; {failed} cannot be decoded")
 
 
 def inspect(args) -> None:
@@ -277,7 +307,7 @@ def _layer_list(layers: str) -> list[str] | None:
 
 def probe(args) -> None:
     """See [`music2vec_hf.probing.suite.run_suite`]."""
-    from music2vec_hf.probing.report import format_table
+    from music2vec_hf.probing.report import format_table, notices
     from music2vec_hf.probing.results import read_results
     from music2vec_hf.probing.suite import run_suite
 
@@ -291,9 +321,10 @@ def probe(args) -> None:
         layers=_layer_list(args.layers),
         random_init_seed=args.random_init_seed,
         precision=args.precision,
+        allow_missing=args.allow_missing,
     )
-    print(format_table(read_results(results)))
-    print(results)
+    written = read_results(results)
+    print("\n".join([format_table(written), *notices(written), str(results)]))
 
 
 def report(args) -> None:

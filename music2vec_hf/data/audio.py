@@ -35,6 +35,9 @@ MAX_PEAK = 16.0
 # A header's length is trusted up to this; a larger gap means a damaged file.
 SHORTFALL_SECONDS = 0.1
 
+# Channels whose average is this much quieter than they are cancel each other. Unrelated ones lose 3 dB a doubling.
+CANCELLING_DB = -30.0
+
 
 class AudioReader:
     """Reads one audio source as blocks of mono float32 at 16 kHz. Use as a context manager.
@@ -45,6 +48,7 @@ class AudioReader:
 
     Attributes:
         shortfall (`str` or `None`): after the last block, a sentence if less could be decoded than the header states.
+        sampling_rate, num_channels, format: of the source, the format as the decoder names it.
 
     Raises:
         AudioError: as `read_audio`.
@@ -54,7 +58,10 @@ class AudioReader:
         self.name = name or source_name(source)
         self.shortfall: str | None = None
         self._decoder = open_decoder(source, self.name)
+        self.sampling_rate, self.num_channels = self._decoder.rate, self._decoder.channels
+        self.format = self._decoder.format
         self._frame = 0
+        self._energy = self._mixed_energy = 0.0
 
     def __enter__(self) -> "AudioReader":
         return self
@@ -67,6 +74,14 @@ class AudioReader:
         """Length at 16 kHz as the header states it, 0 where it states nothing; damage may make the audio shorter."""
         ratio = StreamResampler(self._decoder.rate)
         return -(-self._decoder.frames * ratio.up // ratio.down)
+
+    @property
+    def cancellation(self) -> str | None:
+        """Of what was read so far, a sentence if the channels cancel each other in their average."""
+        if self._mixed_energy >= self._energy * 10 ** (CANCELLING_DB / 10):
+            return None
+        level = -10 * np.log10(max(self._mixed_energy / self._energy, 1e-12))
+        return f"its {self.num_channels} channels cancel each other: their average is {level:.0f} dB below them."
 
     def blocks(self, start: float = 0.0, block_seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
         """Yield the audio from `start` seconds to its end, float32 `[n]` in [-1, 1], about `block_seconds` each."""
@@ -112,6 +127,8 @@ class AudioReader:
             raise AudioError(
                 self.name, "out of range", f"its samples reach {peak:.4g}; float audio must be scaled to [-1, 1]."
             )
+        self._energy += float(np.vdot(block, block)) / block.shape[1]
+        self._mixed_energy += float(np.vdot(mixed, mixed))
         return mixed
 
     def _note_shortfall(self) -> None:
@@ -120,6 +137,8 @@ class AudioReader:
             self.shortfall = (
                 f"only {self._frame / rate:.1f} s of the {stated / rate:.1f} s that its header states can be decoded."
             )
+        elif self._decoder.note:
+            self.shortfall = f"it ends after {self._frame / rate:.1f} s; {self._decoder.note}"
 
 
 def read_audio(
@@ -158,8 +177,8 @@ def read_audio(
             if start > 0:
                 raise AudioError(reader.name, "too short", f"it ends before {start:g} s.")
             raise AudioError(reader.name, "empty", "it holds no samples.")
-        if reader.shortfall:
-            warnings.warn(f"{reader.name}: {reader.shortfall}", stacklevel=2)
+        for problem in filter(None, (reader.shortfall, reader.cancellation)):
+            warnings.warn(f"{reader.name}: {problem}", stacklevel=2)
     return np.concatenate(parts)[:wanted]
 
 

@@ -1,101 +1,46 @@
-"""Crops, masks and micro-batches of a training run (stages 3 to 5): every choice is a pure function of
+"""Micro-batches of a training run from a corpus with random access (stages 3 to 5): every choice is a pure function of
 (seed, epoch or step, index), so that a run does not depend on workers, processes or interruptions."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from music2vec_hf.data.audio import SAMPLING_RATE
+from music2vec_hf.data.batch_plan import CROP_STREAM, ORDER_STREAM, Address, BatchPlan
 from music2vec_hf.data.corpus import read_crop
-from music2vec_hf.masking_music2vec import sample_mask_group
-
-# Names of the independent random streams under one seed.
-ORDER_STREAM, CROP_STREAM, MASK_STREAM = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How one update's rows are drawn and cut up.
-
-    Args:
-        seed (`int`): of the run.
-        rows_per_update (`int`): crops in one optimiser step, over all devices and micro-batches.
-        num_samples (`int`): length of a crop in samples.
-        num_frames (`int`): frames of a crop.
-        mask_group_rows (`int`): rows that share the equal-count rule of the masks.
-        mask_time_prob, mask_time_length, require_same_masks, mask_dropout: as in [`sample_mask_group`].
-        normalize (`str`): `"clip"` uses mean and deviation of the whole clip (the reference), `"crop"` the crop's own.
-        norm_eps (`float`): added to the variance.
-    """
-
-    seed: int
-    rows_per_update: int
-    num_samples: int
-    num_frames: int
-    mask_group_rows: int
-    mask_time_prob: float
-    mask_time_length: int
-    require_same_masks: bool = True
-    mask_dropout: float = 0.0
-    normalize: str = "clip"
-    norm_eps: float = 1e-5
-
-    def masks(self, step: int, rows: list[int]) -> np.ndarray:
-        """Masks `[len(rows), num_frames]` of some rows of the update that follows `step` steps."""
-        masks = {}
-        for group in sorted({row // self.mask_group_rows for row in rows}):
-            first = group * self.mask_group_rows
-            members = range(first, min(first + self.mask_group_rows, self.rows_per_update))
-            rngs = [np.random.default_rng([self.seed, MASK_STREAM, step, row]) for row in members]
-            group_masks = sample_mask_group(
-                self.num_frames,
-                self.mask_time_prob,
-                self.mask_time_length,
-                rngs,
-                self.require_same_masks,
-                self.mask_dropout,
-            )
-            masks.update(zip(members, group_masks, strict=True))
-        return np.stack([masks[row] for row in rows])
-
-    def normalised(self, crop: np.ndarray, clip_mean: float, clip_std: float) -> np.ndarray:
-        """A crop `[N]` less its mean, over its deviation, float32: the clip's or its own, as `normalize` says."""
-        mean, std = clip_mean, clip_std
-        if self.normalize != "clip":
-            mean, std = crop.mean(dtype=np.float64), crop.std(dtype=np.float64)
-        return ((crop - mean) / np.sqrt(std**2 + self.norm_eps)).astype(np.float32)
-
-    def collate(self, items: list[tuple[tuple[int, int], np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Items `((step, row), samples [N])` of one step -> `input_values [b, N]` and `mask_time_indices [b, T]`."""
-        step = items[0][0][0]
-        masks = self.masks(step, [row for (_, row), _ in items])
-        return {
-            "input_values": torch.from_numpy(np.stack([samples for _, samples in items])),
-            "mask_time_indices": torch.from_numpy(masks),
-        }
+from music2vec_hf.data.measuring import STATISTICS, audio_name
+from music2vec_hf.data.pcm import PcmStore
+from music2vec_hf.data.standins import FailedClips, OpenClip, read_crops
 
 
 class CropDataset(Dataset):
     """Random crops of a corpus, addressed by `(step, row)`.
 
-    Row `r` of step `s` is item `s * rows_per_update + r` of an endless sequence of epochs; each epoch is a permutation
-    of the clips that are at least one crop long. Only the crop is decoded.
+    The groups of rows that [`BatchPlan`] numbers are an endless sequence of epochs; each epoch is a permutation of the
+    clips that are at least one crop long, one clip for each group. Only the crops are decoded. For a clip that cannot
+    be read, the next one in the epoch's order stands in.
 
     Args:
         corpus (`datasets.Dataset`): from [`load_corpus`], with `audio`, `duration`, `clip_mean` and `clip_std`.
         plan ([`BatchPlan`]).
+        pcm ([`PcmStore`], *optional*): the same clips decoded, from [`open_pcm`]; the crops are the same.
+        max_failed_share (`float`): share of the clips that may fail, see [`FailedClips`].
 
     Raises:
-        ValueError: if no clip is as long as a crop.
+        ValueError: if no clip is as long as a crop; while reading, if too many clips fail.
     """
 
-    def __init__(self, corpus, plan: BatchPlan):
-        self.corpus, self.plan = corpus, plan
-        self.lengths = np.rint(np.asarray(corpus["duration"]) * SAMPLING_RATE).astype(np.int64)
+    def __init__(self, corpus, plan: BatchPlan, pcm: PcmStore | None = None, max_failed_share: float = 0.01):
+        self.corpus, self.plan, self.pcm = corpus, plan, pcm
+        # Sliced, a column comes as one array; else every number would become a Python object first.
+        durations, self.means, self.stds = (np.asarray(corpus[name][:]) for name in STATISTICS)
+        self.lengths = np.rint(durations * SAMPLING_RATE).astype(np.int64)
         self.usable = np.flatnonzero(self.lengths >= plan.num_samples)
+        self.failed = FailedClips(len(self.lengths), len(self.usable), max_failed_share)
+        self._audio = corpus.select_columns("audio")
         self._epoch, self._order = -1, None
         if len(self.usable) == 0:
             raise ValueError(
@@ -111,21 +56,45 @@ class CropDataset(Dataset):
         return len(self.lengths) - len(self.usable)
 
     def locate(self, step: int, row: int) -> tuple[int, int]:
-        """Which clip and which first sample row `row` of step `step` reads."""
-        epoch, index = divmod(step * self.plan.rows_per_update + row, len(self.usable))
-        if epoch != self._epoch:
-            order = np.random.default_rng([self.plan.seed, ORDER_STREAM, epoch]).permutation(len(self.usable))
-            self._epoch, self._order = epoch, order
-        clip = int(self.usable[self._order[index]])
-        rng = np.random.default_rng([self.plan.seed, CROP_STREAM, epoch, index])
-        return clip, int(rng.integers(self.lengths[clip] - self.plan.num_samples + 1))
+        """Which clip and which first sample row `row` of step `step` reads, unless another clip stands in."""
+        group, place = divmod(self.plan.number(step, row), self.plan.crops_per_clip)
+        clips, rng = self._candidates(group)
+        clip = next(clips)
+        return clip, self.plan.starts(rng, self.lengths[clip])[place]
 
-    def __getitem__(self, address: tuple[int, int]):
-        """`(step, row)` -> `(address, samples [N])`, normalised."""
-        clip, start = self.locate(*address)
-        example = self.corpus[clip]
-        samples = read_crop(example, start, self.plan.num_samples)
-        return address, self.plan.normalised(samples, example["clip_mean"], example["clip_std"])
+    def __getitem__(self, address: Address) -> tuple[Address, np.ndarray]:
+        """`(step, row)` -> `(address, samples [N])`, normalised and augmented."""
+        return self.__getitems__([address])[0]
+
+    def __getitems__(self, addresses: list[Address]) -> list[tuple[Address, np.ndarray]]:
+        """The items of some rows; a clip that several of them come from is opened once."""
+        crops = {}
+        for group, places in self.plan.groups(addresses):
+            clips, rng = self._candidates(group)
+            found = read_crops(self.plan, rng, places, clips, self._open, self._report)
+            crops.update((group * self.plan.crops_per_clip + place, crop) for place, crop in found.items())
+        return [(address, self.plan.augmented(address, crops)) for address in addresses]
+
+    def _candidates(self, group: int) -> tuple[Iterator[int], np.random.Generator]:
+        """The clip of a group, then those that stand in for it: the epoch's order from there on, and round."""
+        number = len(self.usable)
+        epoch, index = divmod(group, number)
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.plan.seed, ORDER_STREAM, epoch]).permutation(number)
+            self._epoch, self._order = epoch, order
+        order = self._order
+        clips = (int(self.usable[order[(index + offset) % number]]) for offset in range(number))
+        return clips, np.random.default_rng([self.plan.seed, CROP_STREAM, epoch, index])
+
+    def _open(self, clip: int) -> OpenClip:
+        if self.pcm is not None and clip in self.pcm:
+            read = partial(self.pcm.read, clip)
+        else:
+            read = partial(read_crop, self._audio[clip])
+        return OpenClip(int(self.lengths[clip]), float(self.means[clip]), float(self.stds[clip]), read)
+
+    def _report(self, clip: int, error: ValueError) -> None:
+        self.failed.add(clip, audio_name(self._audio[clip]["audio"]) or f"clip {clip}", error)
 
 
 class UpdateSampler(Sampler):

@@ -30,6 +30,7 @@ configs:
 | `clip_start` | where in the track the clip begins, in seconds |
 | `duration` | length of the clip in seconds |
 | `clip_mean`, `clip_std` | mean and population standard deviation of the clip's samples |
+| `source_sampling_rate`, `source_channels`, `source_format` | what the file was |
 
 Further columns, if any, come from the manifest.
 

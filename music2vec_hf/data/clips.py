@@ -18,10 +18,14 @@ import pyarrow.parquet as pq
 import torch
 
 from .audio import SAMPLING_RATE, AudioError, AudioReader, encode_flac_pcm, to_pcm
+from .decoding import AudioSource
 
 # A clip below either level, its mean removed, is silence.
 SILENCE_PEAK_DBFS = -60.0
 SILENCE_RMS_DBFS = -70.0
+
+# A clip of which so large a share lies so near full scale is clipped to nothing.
+CLIPPED_LEVEL, CLIPPED_SHARE = 0.98, 0.5
 
 # Rows are written in groups of about this size, which bounds the memory of everyone who reads or writes them.
 GROUP_ROWS, GROUP_BYTES = 100, 32_000_000
@@ -33,6 +37,9 @@ CLIP_SCHEMA = pa.schema(
         "duration": pa.float64(),
         "clip_mean": pa.float64(),
         "clip_std": pa.float64(),
+        "source_sampling_rate": pa.int64(),
+        "source_channels": pa.int64(),
+        "source_format": pa.string(),
     }
 )
 
@@ -41,7 +48,7 @@ CLIP_SCHEMA = pa.schema(
 class ClipJob:
     """A track to stage: what to open, what to call it, where to put the result, how to cut."""
 
-    path: str
+    path: AudioSource
     source: str
     track_id: str
     stem: str
@@ -69,6 +76,12 @@ def stage_track(job: ClipJob) -> dict:
         torch.set_num_threads(threads)
     write_atomically(Path(job.stem + ".json"), json.dumps(result))
     return result
+
+
+def rejection(kind: str, detail: str) -> dict:
+    """What `stage_track` returns for a track of which nothing is kept."""
+    totals = dict.fromkeys(("clips", "seconds", "decoded_seconds", "remainder_seconds"), 0)
+    return {**totals, "rejects": [(kind, f"{kind}: {detail}")], "rejected_file": True}
 
 
 def end_with_parent() -> None:
@@ -101,6 +114,11 @@ def _write_clips(job: ClipJob) -> dict:
     aside, samples_digest = Path(f"{job.stem}.{os.getpid()}.tmp"), hashlib.sha256()
     try:
         with AudioReader(job.path, name=job.source) as reader, _clip_writer(aside) as writer:
+            about = {
+                "source_sampling_rate": reader.sampling_rate,
+                "source_channels": reader.num_channels,
+                "source_format": reader.format,
+            }
             rows: list[dict] = []
             for start, samples in _cut(reader, job.clip_samples):
                 totals["decoded_seconds"] += len(samples) / SAMPLING_RATE
@@ -112,7 +130,7 @@ def _write_clips(job: ClipJob) -> dict:
                 if row is not None:
                     totals["clips"] += 1
                     totals["seconds"] += row["duration"]
-                    rows.append(row)
+                    rows.append({**row, **about})
                 if len(rows) >= GROUP_ROWS or sum(len(row["audio"]["bytes"]) for row in rows) >= GROUP_BYTES:
                     writer.write_table(pa.Table.from_pylist(rows, CLIP_SCHEMA))
                     rows = []
@@ -124,11 +142,12 @@ def _write_clips(job: ClipJob) -> dict:
         if decoded * SAMPLING_RATE < job.min_samples:
             least = job.min_samples / SAMPLING_RATE
             raise AudioError(job.source, "too short", f"it lasts {decoded:.2f} s, at least {least:g} s are needed.")
+        if reader.cancellation:
+            raise AudioError(job.source, "cancelling", reader.cancellation)
     except AudioError as error:
         aside.unlink(missing_ok=True)
         # A file with NaN at its end is not to be trusted at its beginning: nothing of it is kept.
-        reject = (error.kind, f"{error.kind}: {error.detail}")
-        return {**dict.fromkeys(totals, 0), "rejects": [reject], "rejected_file": True}
+        return rejection(error.kind, error.detail)
     if reader.shortfall:
         rejects.append(("truncated", f"truncated: {reader.shortfall}"))
     result = {**totals, "rejects": rejects, "rejected_file": totals["clips"] == 0}
@@ -157,7 +176,7 @@ def _cut(reader: AudioReader, clip_samples: int):
 
 
 def _encode_clip(samples: np.ndarray, start: int, track_id: str, rejects: list) -> dict | None:
-    """The row of one clip, or None and an entry in `rejects` if it is silence."""
+    """The row of one clip, or None and an entry in `rejects` if it is silence or clipped to nothing."""
     pcm = to_pcm(samples)
     # Statistics of what is stored, not of what was decoded: FLAC gives back exactly pcm / 32768.
     stored = pcm.astype(np.float64) / 32768.0
@@ -169,6 +188,10 @@ def _encode_clip(samples: np.ndarray, start: int, track_id: str, rejects: list) 
         level = f"peak {peak_dbfs:.1f} dBFS, RMS {rms_dbfs:.1f} dBFS"
         level = "all samples are equal" if pcm.min() == pcm.max() else level
         rejects.append(("silence", f"silence: the clip at {start_seconds:g} s ({level})."))
+        return None
+    clipped = float(np.mean(np.abs(stored) >= CLIPPED_LEVEL))
+    if clipped > CLIPPED_SHARE:
+        rejects.append(("clipped", f"clipped: {clipped:.0%} of the clip at {start_seconds:g} s lie at full scale."))
         return None
     return {
         "audio": {"bytes": encode_flac_pcm(pcm), "path": f"{track_id}_{start_seconds:.3f}.flac"},

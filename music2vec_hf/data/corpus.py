@@ -27,9 +27,10 @@ def load_corpus(
     """Load a corpus for random access, memory-mapped. One that we prepared is not decoded.
 
     The files are turned into one Arrow file in the cache of `datasets` (`HF_DATASETS_CACHE`) the first time, and
-    mapped from there ever after; files of an audio folder stay where they are. Audio may have any format, rate and
-    number of channels. Where the columns `duration`, `clip_mean` and `clip_std` are not all there, every clip is
-    decoded once to measure them; see [`measure_clips`] for what is then left out.
+    mapped from there ever after; files of an audio folder stay where they are. Those of a data set on the Hub are
+    fetched into its cache (`HF_HUB_CACHE`) first; what was loaded once loads offline too. Audio may have any format,
+    rate and number of channels. Where the columns `duration`, `clip_mean` and `clip_std` are not all there, every
+    clip is decoded once to measure them; see [`measure_clips`] for what is then left out.
 
     Args:
         corpus: one of
@@ -48,8 +49,9 @@ def load_corpus(
         `clip_std`, and what else the data has.
 
     Raises:
-        ValueError: if there is no such corpus, it is incomplete, holds files of several kinds, none or several columns
-            of audio or nothing that can be decoded, or the split is missing or must be named.
+        ValueError: if there is no such corpus, the Hub does not give it, it is incomplete, holds files of several
+            kinds, none or several columns of audio or nothing that can be decoded, or the split is missing or must be
+            named.
     """
     found = find_corpus(corpus)
     names = choose_splits(corpus, found, split)
@@ -67,6 +69,8 @@ def check_corpus(corpus: str | os.PathLike, split: str | None = None) -> None:
 
 def stream_corpus(corpus: str | os.PathLike, split: str | None = None) -> IterableDataset:
     """Open a corpus for [`streaming_batches`]: nothing is copied to the disk, nothing is measured.
+
+    Offline, a data set on the Hub is streamed from the files that [`load_corpus`] fetched.
 
     Args:
         corpus, split: as in [`load_corpus`].

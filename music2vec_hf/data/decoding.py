@@ -5,12 +5,15 @@ optional package is installed; FFmpeg is never required. The first half of row 1
 """
 
 import io
+import mmap
 import os
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import soundfile
+
+from .lengths import Length, PatchedFile, measure_length
 
 SOUNDFILE_SUFFIXES = frozenset(
     ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .caf".split()
@@ -20,7 +23,7 @@ CODEC_SUFFIXES = frozenset(".m4a .m4b .mp4 .aac .wma .webm .mka .mkv .mov .ac3 .
 # A header may state any rate; outside this range it is damage, not audio (and would cost unbounded memory).
 MIN_RATE, MAX_RATE = 2_000, 768_000
 
-# Frames read at a time near damage; about one FLAC block.
+# Frames read at a time near damage at first; about one FLAC block.
 SMALL_READ = 4_096
 
 # How the containers that only torchcodec reads begin: (offset, bytes).
@@ -41,7 +44,7 @@ class AudioError(ValueError):
     Attributes:
         name (`str`): the file, as the caller named it.
         kind (`str`): one or two words to count by: "unreadable", "empty", "undecodable", "codec missing",
-            "non-finite", "out of range", "too short".
+            "non-finite", "out of range", "too short", "cancelling".
         detail (`str`): the sentence without the file's name.
     """
 
@@ -54,14 +57,20 @@ class AudioError(ValueError):
 
 
 class SoundfileDecoder:
-    """Reads with libsndfile. `frames` is what the header states."""
+    """Reads with libsndfile. `frames` is what the file states, or holds where that is more."""
 
     def __init__(self, source: str | bytes):
-        self._file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
-        self.rate, self.frames = self._file.samplerate, self._file.frames
+        self._source, self._length = source, Length()
+        self._file = self._open()
+        self.rate, self.channels = self._file.samplerate, self._file.channels
+        self.format = f"{self._file.format} {self._file.subtype}"
+        self._length = self._measure()
+        if self._length.patches or self._length.prefix:
+            self._reopen(0)
+        self.frames, self.note = self._length.frames or self._file.frames, self._length.note
 
     def seek(self, frame: int) -> None:
-        self._file.seek(frame)
+        self._file.seek(min(frame, self._file.frames))
 
     def read(self, num_frames: int) -> np.ndarray:
         """The next at most `num_frames` frames, float32 `[n, channels]`; `n` is 0 at the end."""
@@ -69,26 +78,46 @@ class SoundfileDecoder:
         try:
             return self._file.read(num_frames, dtype="float32", always_2d=True)
         except soundfile.SoundFileError:
-            if num_frames <= SMALL_READ:
+            if num_frames == 1:
                 raise
         return self._read_up_to_damage(position, num_frames)
 
     def _read_up_to_damage(self, position: int, num_frames: int) -> np.ndarray:
-        """A failed read returns nothing of what it decoded: read again from `position` in small pieces."""
-        pieces, length = [], 0
-        self._file.seek(position)
-        while length < num_frames:
+        """A failed read returns nothing of what it decoded: read again from `position` in ever smaller pieces."""
+        pieces, length, step = [], 0, min(SMALL_READ, num_frames)
+        self._reopen(position)
+        while length < num_frames and step:
             try:
-                piece = self._file.read(min(SMALL_READ, num_frames - length), dtype="float32", always_2d=True)
+                piece = self._file.read(min(step, num_frames - length), dtype="float32", always_2d=True)
             except soundfile.SoundFileError:
-                if not pieces:
-                    raise
-                break
+                step //= 2
+                # After an error libsndfile reads nothing more.
+                self._reopen(position + length)
+                continue
             if len(piece) == 0:
                 break
             pieces.append(piece)
             length += len(piece)
-        return np.concatenate(pieces) if pieces else np.zeros((0, self._file.channels), np.float32)
+        return np.concatenate(pieces) if pieces else np.zeros((0, self.channels), np.float32)
+
+    def _measure(self) -> Length:
+        kind, frames = self._file.format, self._file.frames
+        if isinstance(self._source, bytes):
+            return measure_length(self._source, kind, frames, self.rate)
+        with open(self._source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return measure_length(data, kind, frames, self.rate)
+
+    def _open(self) -> soundfile.SoundFile:
+        in_memory = isinstance(self._source, bytes)
+        if not (self._length.patches or self._length.prefix):
+            return soundfile.SoundFile(io.BytesIO(self._source) if in_memory else self._source)
+        file = io.BytesIO(self._source) if in_memory else open(self._source, "rb")
+        return soundfile.SoundFile(PatchedFile(file, self._length))
+
+    def _reopen(self, position: int) -> None:
+        self._file.close()
+        self._file = self._open()
+        self._file.seek(position)
 
     def close(self) -> None:
         self._file.close()
@@ -102,7 +131,8 @@ class TorchcodecDecoder:
 
         self._decoder = AudioDecoder(source)
         metadata = self._decoder.metadata
-        self.rate = int(metadata.sample_rate)
+        self.rate, self.channels = int(metadata.sample_rate), metadata.num_channels
+        self.format, self.note = str(metadata.codec).upper(), None
         self.frames = round((metadata.duration_seconds_from_header or 0.0) * self.rate)
         # Some containers start their clock at the encoder's delay, not at zero.
         self._origin = metadata.begin_stream_seconds_from_header or 0.0
@@ -148,7 +178,8 @@ def open_decoder(source: AudioSource, name: str) -> Decoder:
         name (`str`): what an error calls the source.
 
     Returns:
-        A decoder with `rate` (Hz), `frames` (as the header states), `seek(frame)`, `read(num_frames)`, `close()`.
+        A decoder with `rate` (Hz), `channels`, `format`, `frames` (as the header states, 0 where it does not), `note`
+        (what to say of a cut file whose length nothing states), `seek(frame)`, `read(num_frames)`, `close()`.
 
     Raises:
         AudioError: if the source cannot be opened, is empty, or is in no format that an installed decoder reads.

@@ -20,9 +20,12 @@ from .sources import CORPUS_COLUMNS
 
 # A value of one of these belongs to one split only, or what is tested was seen in training.
 ID_COLUMNS = ("track_id", "artist_id", "composition_id")
-# What a manifest may call the rate and the format of the files that the clips are from.
-RATE_COLUMNS = ("source_sampling_rate", "sampling_rate", "sample_rate")
-FORMAT_COLUMNS = ("source_format", "format", "codec")
+# What the clips' files were, and the column that tells it; corpora of before format 3 have none.
+SOURCE_COLUMNS = {
+    "rates of the sources": "source_sampling_rate",
+    "channels of the sources": "source_channels",
+    "formats of the sources": "source_format",
+}
 
 RMS_FLOOR = 1e-6  # -120 dBFS
 OFFSET = 0.01
@@ -94,7 +97,7 @@ class _Columns:
             flat = values.flatten() if pa.types.is_list(values.type) else values
             ids = pc.unique(flat.drop_null()).cast(pa.string())
             seen.setdefault(name, []).append(ids.filter(pc.not_equal(ids, "")))
-        if name in (*RATE_COLUMNS, *FORMAT_COLUMNS):
+        if name in SOURCE_COLUMNS.values():
             self.counts.setdefault(name, Counter()).update(map(str, values.drop_null().to_pylist()))
         if name == "source":
             suffixes = [PurePosixPath(source).suffix.lower() for source in values.drop_null().to_pylist()]
@@ -163,6 +166,7 @@ def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspecti
 
 
 def open_shard(path: str) -> pq.ParquetFile:
+    """Open a shard; one that is no Parquet file is named in the ValueError."""
     try:
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
@@ -201,11 +205,9 @@ def describe_corpus(inspection: Inspection) -> list[tuple[str, str]]:
         facts.append(("level (RMS)", f"5 % {low:.1f}, 50 % {middle:.1f}, 95 % {high:.1f} dBFS"))
     facts.append(("constant offset", f"{(abs(inspection.means) > OFFSET).sum()} clips with a mean beyond {OFFSET:g}"))
     facts.append(("rate of the clips", f"{summary.get('sampling_rate', SAMPLING_RATE)} Hz, one channel, 16-bit FLAC"))
-    counts = inspection.counts
-    for label, names in (("rates of the sources", RATE_COLUMNS), ("formats of the sources", FORMAT_COLUMNS)):
-        texts = [f"{name}: {_clip_counts(counts[name])}" for name in names if counts.get(name)]
-        facts.append((label, "; ".join(texts) or "not recorded in this corpus"))
-    facts.append(("suffixes of the sources", _clip_counts(counts.get("suffix", Counter())) or "not recorded"))
+    for label, name in {**SOURCE_COLUMNS, "suffixes of the sources": "suffix"}.items():
+        counts = inspection.counts.get(name)
+        facts.append((label, _clip_counts(counts) if counts else "not recorded in this corpus"))
     rejects = ", ".join(f"{count} {kind}" for kind, count in summary.get("rejects", {}).items())
     facts.append(("rejects", rejects or "none"))
     if summary.get("remainder_hours"):

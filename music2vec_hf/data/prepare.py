@@ -7,12 +7,9 @@ bytes.
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +19,9 @@ from tqdm import tqdm
 
 from .audio import SAMPLING_RATE
 from .claiming import CLAIM_LOCK, STAGING, check_same, claim_out, hold_lock, lock_out, read_finished
-from .clips import ClipJob, end_with_parent, read_staged, stage_track, write_atomically
+from .clips import ClipJob, write_atomically
 from .duplicates import drop_duplicates
+from .packed import list_source
 from .parts import (
     begin_parts,
     check_parts_finished,
@@ -36,9 +34,10 @@ from .parts import (
 from .publishing import publish, refuse_empty
 from .sampling import sample_tracks
 from .shards import ShardWriter
-from .sources import Listing, Track, list_tracks
+from .sources import Listing, Track
+from .staging import staged_in_order
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def prepare_corpus(
@@ -62,8 +61,9 @@ def prepare_corpus(
 
     Args:
         source: a folder (searched recursively), a CSV/TSV/JSONL manifest with a column `file_name`, `path` or `file`,
-            or a folder with one such manifest at its top. A manifest's other columns come along; its `split` decides
-            the shards, its `track_id` replaces ours.
+            a folder with one such manifest at its top; or a data set: a folder or glob of Parquet files or of .tar
+            archives, or the id of one on the Hub, `user/name` or `user/name:config`. Other columns of a manifest or
+            data set come along; `split` decides the shards, `track_id` replaces ours.
         out: an absent or empty folder, or a corpus begun with the same settings.
         clip_seconds (`float`): length of a clip. The remainder of a track is a clip if it is long enough.
         min_seconds (`float`): shortest clip, and shortest track.
@@ -152,7 +152,7 @@ def _check_settings(clip_seconds, min_seconds, num_proc, shard_megabytes, hours,
 
 def _list(source: str | os.PathLike, settings: dict, progress: bool) -> tuple[Listing, dict]:
     """What is to be prepared, and the plan: the settings that decide the bytes, and what they are applied to."""
-    listing = list_tracks(source)
+    listing = list_source(source)
     if settings["hours"] is not None:
         listing = sample_tracks(listing, settings["hours"], settings["seed"], progress)
     plan = {
@@ -175,6 +175,9 @@ def corpus_features(listing: Listing) -> Features:
             "duration": Value("float64"),
             "clip_mean": Value("float64"),
             "clip_std": Value("float64"),
+            "source_sampling_rate": Value("int64"),
+            "source_channels": Value("int64"),
+            "source_format": Value("string"),
         }
     )
     return Features({**features, **Features.from_arrow_schema(pa.schema(listing.metadata_types))})
@@ -189,7 +192,7 @@ BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}
 def _jobs(out: Path, listing: Listing, plan: dict) -> list[ClipJob]:
     return [
         ClipJob(
-            path=os.fspath(track.path),
+            path=track.path,
             source=track.source,
             track_id=track.track_id,
             stem=os.fspath(out / STAGING / "tracks" / f"{index // 1000:05d}" / f"{index:08d}"),
@@ -220,7 +223,7 @@ def _prepare_part(
     with hold_lock(part_file(out, index).with_suffix(".lock"), busy):
         jobs, share = _jobs(out, listing, plan), list(range(index, len(listing.tracks), count))
         forget_damaged(out, [job.stem for job in jobs], share)
-        staged = _staged_in_order([jobs[track] for track in share], 0, num_proc)
+        staged = staged_in_order([jobs[track] for track in share], 0, num_proc)
         results = list(_with_bar([listing.tracks[track] for track in share], staged, progress))
         record = {
             "part": index,
@@ -239,7 +242,7 @@ def _join(source: str | os.PathLike, out: Path, listing: Listing, plan: dict, nu
     """Stage what is not staged yet, join all to shards, and publish the corpus."""
     jobs = _jobs(out, listing, plan)
     shards = ShardWriter(out / STAGING / "shards", corpus_features(listing), plan["shard_megabytes"] * 1e6)
-    staged = _with_bar(listing.tracks, _staged_in_order(jobs, shards.next_track, num_proc), progress)
+    staged = _with_bar(listing.tracks, staged_in_order(jobs, shards.next_track, num_proc), progress)
     results = _fill_shards(shards, listing, jobs, drop_duplicates(listing.tracks, staged))
     if not any(result["clips"] for result in results):
         shutil.rmtree(out / STAGING)
@@ -276,32 +279,6 @@ def _with_bar(tracks: list[Track], results: Iterable[dict], progress: bool) -> I
             bar.total = (bar.n + hours) * all_bytes / done_bytes if done_bytes else 0.0
             bar.update(hours)
             yield result
-
-
-def _staged_in_order(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[dict]:
-    """The results of all jobs, in order; those before `first` are only read."""
-    for job in jobs[:first]:
-        yield read_staged(job.stem)
-    jobs = jobs[first:]
-    for folder in sorted({Path(job.stem).parent for job in jobs}):
-        folder.mkdir(parents=True, exist_ok=True)
-    if num_proc == 1:
-        yield from map(stage_track, jobs)
-        return
-    # Not fork: a forked process can hang in the threads that torch had started.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(num_proc, len(jobs) or 1), mp_context=context, initializer=end_with_parent)
-    try:
-        waiting: deque = deque()
-        for job in jobs:
-            waiting.append(pool.submit(stage_track, job))
-            # A bounded lead keeps the staged, not yet joined clips few.
-            if len(waiting) >= 8 * num_proc:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _read_clips(stem: str, track: Track, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -1,6 +1,7 @@
 """What a corpus is made from: the tracks of a folder, or those that a manifest lists with their metadata.
 
-A manifest is a CSV, TSV or JSONL file with a column of paths named `file_name`, `path` or `file`.
+A manifest is a CSV, TSV or JSONL file with a column of paths named `file_name`, `path` or `file`. They are relative to
+its folder, to the folder in a column `root` where there is one, or absolute.
 """
 
 import csv
@@ -15,20 +16,24 @@ from pathlib import Path
 import pyarrow as pa
 
 from .audio import AUDIO_SUFFIXES, find_audio_files
+from .decoding import AudioSource
 
 PATH_COLUMNS = ("file_name", "path", "file")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 SPLIT_ORDER = ("train", "validation", "test")
 
 # Columns that every corpus has; a manifest's column of such a name comes along as `manifest_<name>`.
-CORPUS_COLUMNS = ("audio", "track_id", "source", "clip_start", "duration", "clip_mean", "clip_std")
+CORPUS_COLUMNS = (
+    *("audio", "track_id", "source", "clip_start", "duration", "clip_mean", "clip_std"),
+    *("source_sampling_rate", "source_channels", "source_format"),
+)
 
 
 @dataclass(frozen=True)
 class Track:
     """One audio file: `path` to open, `source` relative to SOURCE, its `split` and its manifest row."""
 
-    path: Path
+    path: AudioSource
     source: str
     track_id: str
     split: str = "train"
@@ -69,7 +74,7 @@ def list_tracks(source: str | os.PathLike) -> Listing:
             raise ValueError(f"{source} is neither a folder nor a manifest ({', '.join(MANIFEST_SUFFIXES)}).")
         manifest, root = source, source.parent
     elif source.is_dir():
-        manifest, root = _find_manifest(source), source
+        manifest, root = find_manifest(source), source
     else:
         raise ValueError(f"{source} does not exist; give a folder of audio files or a manifest.")
     listing = _list_manifest(manifest, root) if manifest else _list_folder(root)
@@ -95,7 +100,7 @@ def _list_folder(root: Path) -> Listing:
     return Listing(tracks, {}, [])
 
 
-def _find_manifest(folder: Path) -> Path | None:
+def find_manifest(folder: Path) -> Path | None:
     """The one manifest at the top of `folder`, or None; a table without a column of paths is no manifest."""
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file())
     manifests = [path for path in tables if not path.name.startswith(".") and _path_column(_header(path))]
@@ -111,34 +116,65 @@ def _list_manifest(manifest: Path, root: Path) -> Listing:
     path_column = _path_column(columns)
     if rows and path_column is None:
         raise ValueError(f"{manifest} has the columns {columns} but none named {', '.join(PATH_COLUMNS)}.")
-    kept = [name for name in columns if name not in (path_column, "track_id")]
-    values = {name: [row.get(name) for row in rows] for name in kept}
-    if manifest.suffix.lower() != ".jsonl":
-        values = {name: _parse_column(column) for name, column in values.items()}
-    renamed = {name: f"manifest_{name}" if name in CORPUS_COLUMNS else name for name in kept}
-    types = {renamed[name]: _column_type(manifest, name, values[name]) for name in kept}
-
+    types, metadata = type_metadata(
+        manifest, rows, leave_out=(path_column, "root", "track_id"), as_text=manifest.suffix.lower() != ".jsonl"
+    )
     tracks, rejects, seen = [], [], set()
     for index, row in enumerate(rows):
         if not row.get(path_column):
             rejects.append((f"{manifest.name} row {index + 1}", f"unreadable: the column {path_column} is empty."))
             continue
-        path = root / str(row[path_column])
+        path = root / str(row.get("root") or "") / str(row[path_column])
         relative = Path(os.path.relpath(path, root)) if path.is_relative_to(root) else path
         name = relative.as_posix()
         if name in seen:
             rejects.append((_printable(name), "listed twice: the manifest names it before; this row is left out."))
             continue
         seen.add(name)
-        metadata = {renamed[column]: values[column][index] for column in kept}
-        split = str(metadata.get("split") or "train")
-        if not re.fullmatch(r"\w+", split):
-            raise ValueError(f"{manifest} names the split {split!r}; a split is one word such as train.")
-        track_id = str(row.get("track_id") or hash_track_id(name))
-        tracks.append(Track(path, _printable(name), track_id, split, _num_bytes(path), metadata))
+        split, track_id = read_split(manifest, metadata[index]), str(row.get("track_id") or hash_track_id(name))
+        tracks.append(Track(path, _printable(name), track_id, split, _num_bytes(path), metadata[index]))
+    return Listing(sort_tracks(tracks), types, rejects)
+
+
+def type_metadata(
+    where: str | os.PathLike, rows: list[dict], leave_out: Iterable[str], as_text: bool
+) -> tuple[dict[str, pa.DataType], list[dict]]:
+    """The metadata columns of a manifest or data set.
+
+    Args:
+        where: what an error calls it.
+        rows (`list[dict]`): its rows.
+        leave_out: columns that are no metadata.
+        as_text (`bool`): values are texts, of which numbers are made where all of a column are.
+
+    Returns:
+        the type of every column and the values of every row. A column named like one of the corpus is renamed.
+
+    Raises:
+        ValueError: if a column mixes kinds of values.
+    """
+    kept = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in leave_out]
+    types, columns = {}, {}
+    for name in kept:
+        values = [row.get(name) for row in rows]
+        renamed = f"manifest_{name}" if name in CORPUS_COLUMNS else name
+        columns[renamed] = _parse_column(values) if as_text else values
+        types[renamed] = _column_type(where, name, columns[renamed])
+    return types, [{name: values[index] for name, values in columns.items()} for index in range(len(rows))]
+
+
+def read_split(where: str | os.PathLike, metadata: dict, default: str = "train") -> str:
+    """The split that a row of metadata names. Raises ValueError if that is not one word."""
+    split = str(metadata.get("split") or default)
+    if not re.fullmatch(r"\w+", split):
+        raise ValueError(f"{where} names the split {split!r}; a split is one word such as train.")
+    return split
+
+
+def sort_tracks(tracks: list[Track]) -> list[Track]:
+    """The order of the corpus: train, validation, test, other splits by name; in a split by source."""
     order = {split: rank for rank, split in enumerate(SPLIT_ORDER)}
-    tracks.sort(key=lambda track: (order.get(track.split, len(order)), track.split, track.source))
-    return Listing(tracks, types, rejects)
+    return sorted(tracks, key=lambda track: (order.get(track.split, 99), track.split, track.source.split("/")))
 
 
 def _read_rows(manifest: Path) -> list[dict]:
@@ -188,11 +224,11 @@ def _parse_column(texts: list[str | None]) -> list:
     return values
 
 
-def _column_type(manifest: Path, name: str, values: list) -> pa.DataType:
+def _column_type(where: str | os.PathLike, name: str, values: list) -> pa.DataType:
     try:
         found = pa.array(values).type
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{manifest} mixes kinds of values in the column {name!r} ({error}).") from error
+        raise ValueError(f"{where} mixes kinds of values in the column {name!r} ({error}).") from error
     return pa.string() if pa.types.is_null(found) else found
 
 

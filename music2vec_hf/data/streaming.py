@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 
 import fsspec.asyn
@@ -12,13 +13,15 @@ from datasets import IterableDataset as ClipStream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from music2vec_hf.data.audio import SAMPLING_RATE, AudioError, AudioReader
-from music2vec_hf.data.batches import CROP_STREAM, BatchPlan, UpdateSampler, loader_options
+from music2vec_hf.data.batch_plan import CROP_STREAM, BatchPlan
+from music2vec_hf.data.batches import UpdateSampler, loader_options
 from music2vec_hf.data.corpus import read_clip, read_crop
 from music2vec_hf.data.measuring import STATISTICS, audio_name, encoded_audio
+from music2vec_hf.data.standins import OpenClip, read_crops, warn_of_failure
 
 logger = logging.getLogger(__name__)
 
-# Random streams beside those of batches.py, and those of the loop.
+# Random streams beside those of batch_plan.py, and those of the loop.
 SHARD_STREAM, BUFFER_STREAM = 5, 6
 
 # Clips read from a shard at a time, and clips that may stand in for one that cannot be decoded.
@@ -29,9 +32,9 @@ class StreamingCrops(IterableDataset):
     """The micro-batches of one process, read from a stream.
 
     The stream is an endless sequence of epochs. In each, the shards are permuted, the clips go through a shuffle
-    buffer, and each clip that is at least one crop long gives one crop. Item `i` of that sequence is row `i %
-    rows_per_update` of step `i // rows_per_update`. Every worker of every process walks through the whole sequence
-    and decodes only the rows that are its own.
+    buffer, and each clip that is at least one crop long gives one crop, or `crops_per_clip`: clip `i` of that sequence
+    gives the rows of group `i` (see [`BatchPlan`]). Every worker of every process walks through the whole sequence and
+    decodes only the rows that are its own.
 
     What is guaranteed: with the same data in the same shards, `plan`, `buffer_size` and version of numpy, the
     batches are the same bit for bit, whatever the number of workers and wherever a run is resumed; with another
@@ -45,9 +48,8 @@ class StreamingCrops(IterableDataset):
     GB.
 
     A clip whose header cannot be read is left out, named and counted. In streams without `duration`, `clip_mean` and
-    `clip_std` the header is believed, and the whole clip is decoded for its crop. If there is less audio than the
-    header states, the crop is moved to where there is some; if there is less than a crop, or none, a clip beside it
-    in the stream stands in, and the failure is named.
+    `clip_std` the header is believed, and the whole clip is decoded for its crops, which are drawn from what there
+    is. If a crop cannot be read, a clip beside it in the stream stands in, and the failure is named once in a worker.
 
     Args:
         corpus (`datasets.IterableDataset`): from [`stream_corpus`].
@@ -57,7 +59,8 @@ class StreamingCrops(IterableDataset):
         report (`bool`): log what the first epoch leaves out; for one of several processes.
 
     Raises:
-        ValueError: while iterating, if no clip is as long as a crop, or none stands in for one that cannot be decoded.
+        ValueError: if rows are to be mixed, as a stream does not keep an update's rows; while iterating, if no clip is
+            as long as a crop, or none stands in for one that cannot be decoded.
     """
 
     def __init__(
@@ -65,9 +68,15 @@ class StreamingCrops(IterableDataset):
     ):
         if buffer_size < 1:
             raise ValueError(f"`buffer_size` is {buffer_size}; it must be at least 1, which does not shuffle.")
+        if plan.mix_prob:
+            raise ValueError(
+                f"`mix_prob` is {plan.mix_prob:g}, but a stream does not keep the other rows of an update. "
+                "Use `mix_prob` 0, or `streaming` false."
+            )
         self.measured = set(STATISTICS) <= set(corpus.features)
         self.corpus = corpus.select_columns(["audio", *STATISTICS] if self.measured else ["audio"])
         self.plan, self.sampler, self.buffer_size, self.report = plan, sampler, buffer_size, report
+        self._failed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -79,16 +88,17 @@ class StreamingCrops(IterableDataset):
         if worker:
             # Remote files may have been opened before the fork.
             fsspec.asyn.reset_lock()
-        items = None
+        items, item = None, (-1, None)
         for batch in islice(self.sampler, first, None, stride):
-            numbers = [step * self.plan.rows_per_update + row for step, row in batch]
-            if items is None:
-                items = self._items(numbers[0], self.report and first == 0)
-            crops = []
-            for address, wanted in zip(batch, numbers, strict=True):
-                _, clip = next(item for item in items if item[0] == wanted)
-                crops.append((address, self._crop(*clip)))
-            yield self.plan.collate(crops)
+            crops = {}
+            for group, places in self.plan.groups(batch):
+                if items is None:
+                    items = self._items(group, self.report and first == 0)
+                if item[0] != group:
+                    item = next(one for one in items if one[0] == group)
+                found = self._crops(*item[1], places)
+                crops.update((group * self.plan.crops_per_clip + place, crop) for place, crop in found.items())
+            yield self.plan.collate([(address, self.plan.augmented(address, crops)) for address in batch])
 
     def _items(self, first: int, report: bool) -> Iterator[tuple[int, tuple]]:
         """`(i, (epoch, index, clips))` of the items from `first` on; `clips` are the item's own and the stand-ins."""
@@ -154,32 +164,31 @@ class StreamingCrops(IterableDataset):
                     continue
                 yield row, length
 
-    def _crop(self, epoch: int, index: int, clips: list[tuple[dict, int]]) -> np.ndarray:
-        """The crop `[N]` of an item, normalised, from the first of its clips that can be decoded."""
+    def _crops(self, epoch: int, index: int, clips: list[tuple[dict, int]], places: list[int]):
+        """Crops of a group by their places, normalised, each from the first of its clips that it can be read from."""
         rng = np.random.default_rng([self.plan.seed, CROP_STREAM, epoch, index])
-        for row, length in clips:
-            start = int(rng.integers(length - self.plan.num_samples + 1))
-            try:
-                return self._decode(row, start)
-            except AudioError as error:
-                failure = error
-                logger.warning("%s Another clip stands in for it.", error)
-        raise ValueError(
-            f"{len(clips)} clips beside each other cannot be decoded, the last says: {failure} Prepare a corpus from "
-            "this data, or leave these files out."
-        ) from failure
+        return read_crops(self.plan, rng, places, clips, self._open, self._report)
 
-    def _decode(self, row: dict, start: int) -> np.ndarray:
-        num_samples = self.plan.num_samples
+    def _open(self, clip: tuple[dict, int]) -> OpenClip:
+        row, length = clip
         if self.measured:
-            return self.plan.normalised(read_crop(row, start, num_samples), row["clip_mean"], row["clip_std"])
-        clip = read_clip(row)
-        if len(clip) < num_samples:
-            detail = f"only {len(clip) / SAMPLING_RATE:.2f} s can be decoded, less than a crop."
-            raise AudioError(audio_name(row["audio"]) or "a clip without a name", "too short", detail)
-        start = min(start, len(clip) - num_samples)
-        mean, std = float(clip.mean(dtype=np.float64)), float(clip.std(dtype=np.float64))
-        return self.plan.normalised(clip[start : start + num_samples], mean, std)
+            return OpenClip(length, row["clip_mean"], row["clip_std"], partial(read_crop, row))
+        samples = read_clip(row)
+        if len(samples) < self.plan.num_samples:
+            detail = f"only {len(samples) / SAMPLING_RATE:.2f} s can be decoded, less than a crop."
+            raise AudioError(_name(row), "too short", detail)
+        mean, std = float(samples.mean(dtype=np.float64)), float(samples.std(dtype=np.float64))
+        return OpenClip(len(samples), mean, std, lambda first, count: samples[first : first + count])
+
+    def _report(self, clip: tuple[dict, int], error: ValueError) -> None:
+        name = _name(clip[0])
+        if name not in self._failed:
+            self._failed.add(name)
+            warn_of_failure(name, error)
+
+
+def _name(row: dict) -> str:
+    return audio_name(row["audio"]) or "a clip without a name"
 
 
 def header_length(row: dict) -> int:

@@ -17,6 +17,10 @@ _RANGES = {
     "batch_seconds": (0.1, 1e7),
     "mask_group_seconds": (0.1, 1e7),
     "buffer_size": (1, 10**9),
+    "crops_per_clip": (1, 10**6),
+    "mix_prob": (0.0, 1.0),
+    "gain_db": (0.0, 60.0),
+    "max_failed_share": (0.0, 1.0),
     "max_steps": (1, 10**9),
     "learning_rate": (0.0, 10.0),
     "adam_epsilon": (0.0, 1.0),
@@ -50,6 +54,7 @@ MACHINE_KEYS = frozenset(
     {
         "max_seconds_per_device",
         "num_workers",
+        "max_failed_share",
         "log_every",
         "save_every",
         "keep_last",
@@ -78,6 +83,12 @@ class Recipe:
     split: str | None = field(default=None, metadata={"help": "split of a corpus that has several"})
     streaming: bool = field(default=False, metadata={"help": "read the corpus as a stream, without keeping it"})
     buffer_size: int = field(default=512, metadata={"help": "clips that a stream is shuffled among"})
+    crops_per_clip: int = field(default=1, metadata={"help": "crops that are taken each time a clip is opened"})
+    mix_prob: float = field(default=0.0, metadata={"help": "share of crops to which another of the update is added"})
+    mix_snr_db: list[float] = field(
+        default_factory=lambda: [0.0, 10.0], metadata={"help": "lowest and highest level of a crop over what is added"}
+    )
+    gain_db: float = field(default=0.0, metadata={"help": "random gain of up to so many dB, after normalisation"})
     max_steps: int = field(default=400_000, metadata={"help": "optimiser steps"})
     learning_rate: float = field(default=5e-4, metadata={"help": "peak of the tri-stage schedule"})
     phase_ratio: list[float] = field(
@@ -131,6 +142,9 @@ class Recipe:
         default=237.5, metadata={"help": "audio in one forward pass on one device; auto: what fits, found by trying"}
     )
     num_workers: int = field(default=4, metadata={"help": "processes that decode crops, per device"})
+    max_failed_share: float = field(
+        default=0.01, metadata={"help": "share of the clips that may be unreadable; others stand in for them"}
+    )
     log_every: int = 50
     save_every: int = 5_000
     keep_last: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
@@ -159,6 +173,8 @@ class Recipe:
             )
         if len(self.phase_ratio) != 3 or abs(sum(self.phase_ratio) - 1.0) > 1e-6 or min(self.phase_ratio) < 0:
             raise ValueError(f"`phase_ratio` is {self.phase_ratio}. Use three shares from 0 to 1 that add up to 1.")
+        if len(self.mix_snr_db) != 2 or self.mix_snr_db[0] > self.mix_snr_db[1]:
+            raise ValueError(f"`mix_snr_db` is {self.mix_snr_db}. Use two values in dB, the lower one first.")
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
             raise ValueError(f"`adam_betas` is {self.adam_betas}. Use two values from 0 to below 1.")
 

@@ -117,7 +117,8 @@ def _step_of(checkpoint: Path) -> int:
 def check_checkpoint(checkpoint: Path, recipe: Recipe) -> None:
     """Raise a ValueError that names the differing keys if a checkpoint was made by another recipe."""
     ours = asdict(recipe)
-    theirs = json.loads((checkpoint / "trainer_state.json").read_text())["recipe"]
+    # A key that is younger than the checkpoint had no effect: it has its default.
+    theirs = asdict(Recipe()) | json.loads((checkpoint / "trainer_state.json").read_text())["recipe"]
     differing = sorted(
         key for key in ours.keys() | theirs.keys() if key not in MACHINE_KEYS and ours.get(key) != theirs.get(key)
     )

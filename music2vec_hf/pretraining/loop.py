@@ -10,6 +10,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
 from music2vec_hf.data.corpus import check_corpus, load_corpus, stream_corpus
+from music2vec_hf.data.pcm import open_pcm
 from music2vec_hf.data.streaming import streaming_batches
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
@@ -260,9 +261,11 @@ def open_corpus(accelerator, recipe: Recipe, corpus: str | Path, first_step: int
     if recipe.streaming:
         return streaming_batches(stream_corpus(corpus, recipe.split), plan, *place, recipe.buffer_size), "a stream"
     with accelerator.main_process_first():  # the first measures and caches what the others then find
-        dataset = CropDataset(load_corpus(corpus, recipe.split, report=accelerator.is_main_process), plan)
+        clips = load_corpus(corpus, recipe.split, report=accelerator.is_main_process)
+    pcm = open_pcm(corpus, recipe.split, clips)
+    dataset = CropDataset(clips, plan, pcm, recipe.max_failed_share)
     hours = dataset.lengths.sum() / 16_000 / 3600
-    left_out = f"{dataset.num_too_short} left out as shorter than a crop"
+    left_out = f"{dataset.num_too_short} left out as shorter than a crop" + ("; decoded before" if pcm else "")
     return training_batches(dataset, *place), f"{hours:.2f} h of audio ({len(dataset.usable)} clips; {left_out})"
 
 
@@ -279,6 +282,10 @@ def batch_plan(recipe: Recipe) -> BatchPlan:
         require_same_masks=recipe.require_same_masks,
         mask_dropout=recipe.mask_dropout,
         normalize=recipe.normalize,
+        crops_per_clip=recipe.crops_per_clip,
+        mix_prob=recipe.mix_prob,
+        mix_snr_db=tuple(recipe.mix_snr_db),
+        gain_db=recipe.gain_db,
     )
 
 

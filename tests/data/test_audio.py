@@ -228,7 +228,11 @@ def test_torchcodec_reads_what_soundfile_cannot(tmp_path, monkeypatch):
 
         def __init__(self, source):
             self.metadata = types.SimpleNamespace(
-                sample_rate=48000, duration_seconds_from_header=12.0, begin_stream_seconds_from_header=0.5
+                sample_rate=48000,
+                num_channels=2,
+                codec="aac",
+                duration_seconds_from_header=12.0,
+                begin_stream_seconds_from_header=0.5,
             )
 
         def get_samples_played_in_range(self, start, stop):

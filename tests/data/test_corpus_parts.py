@@ -208,10 +208,10 @@ def test_a_second_run_into_the_same_folder_is_refused(whole, tmp_path):
     source, whole_out, _ = whole
     out = tmp_path / "out"
     code = (
-        "import sys; from music2vec_hf.data import prepare\n"
-        "stage = prepare.stage_track\n"
+        "import sys; from music2vec_hf.data import prepare, staging\n"
+        "stage = staging._stage_marked\n"
         "def wait(job):\n    print('at work', flush=True)\n    sys.stdin.readline()\n    return stage(job)\n"
-        "prepare.stage_track = wait\n"
+        "staging._stage_marked = wait\n"
         "prepare.prepare_corpus({!r}, {!r}, shard={!r}, **{!r})\n"
     )
 

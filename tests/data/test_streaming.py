@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -126,13 +127,48 @@ def test_any_cut_of_an_update_has_the_same_rows_and_masks(stream, num_processes,
         assert torch.cat([part[name] for part in parts]).equal(whole[name][order])
 
 
+@pytest.mark.parametrize("num_processes, micro_steps, num_workers", [(2, 2, 0), (1, 2, 2), (5, 1, 0)])
+def test_several_crops_of_a_clip_do_not_depend_on_cuts_and_workers(stream, num_processes, micro_steps, num_workers):
+    plan = replace(PLAN, crops_per_clip=3, gain_db=3.0)
+    whole = list(streaming_batches(stream, plan, 0, NUM_STEPS, buffer_size=6))[3]["input_values"]
+    order, parts = [], []
+    for process in range(num_processes):
+        place = (3, NUM_STEPS, micro_steps, process, num_processes)
+        loader = streaming_batches(stream, plan, *place, num_workers=num_workers, buffer_size=6)
+        for batch, ours in islice(zip(UpdateSampler(5, *place), loader, strict=True), micro_steps):
+            order += [row for _, row in batch]
+            parts.append(ours["input_values"])
+    assert sorted(order) == list(range(5))
+    assert torch.cat(parts).equal(whole[order])
+
+
+def test_several_crops_of_a_clip_open_it_once_and_lie_in_it(stream, monkeypatch):
+    plan, opened = replace(PLAN, crops_per_clip=5), []
+    openly = StreamingCrops._open
+    monkeypatch.setattr(StreamingCrops, "_open", lambda self, clip: opened.append(clip[0]) or openly(self, clip))
+    loader = streaming_batches(stream, plan, 0, NUM_CLIPS, buffer_size=6)
+    found = torch.stack([batch["input_values"] for batch in loader])
+    assert len(opened) == NUM_CLIPS and len({row["audio"]["path"] for row in opened}) == NUM_CLIPS
+    for row, crops in zip(opened, found, strict=True):
+        whole = read_clip(row).astype(np.float64)
+        whole = ((whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)).astype(np.float32)
+        for crop in crops.numpy():
+            places = np.flatnonzero(np.abs(whole[: len(whole) - 15_999] - crop[0]) < 1e-4)
+            assert any(np.allclose(whole[place : place + 16_000], crop, atol=1e-4) for place in places)
+
+
+def test_a_stream_cannot_mix_rows(stream):
+    with pytest.raises(ValueError, match=r"`mix_prob` is 0.5, but a stream does not keep"):
+        crops_of(stream, replace(PLAN, mix_prob=0.5))
+
+
 def test_crops_are_slices_of_the_normalised_clip(stream):
     crops = crops_of(stream)
     starts = []
     for (_, (epoch, index, clips)), _ in zip(crops._items(0, report=False), range(2 * NUM_CLIPS), strict=False):
         whole = read_clip(clips[0][0]).astype(np.float64)
         whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)
-        crop = crops._crop(epoch, index, clips)
+        crop = crops._crops(epoch, index, clips, [0])[0]
         places = np.flatnonzero(np.abs(whole[: len(whole) - 15_999] - crop[0]) < 1e-4)
         (start,) = [place for place in places if np.allclose(whole[place : place + 16_000], crop, atol=1e-4)]
         starts.append(start / (len(whole) - 16_000))
@@ -153,8 +189,8 @@ def test_our_own_clips_are_never_decoded_whole(folders, monkeypatch):
 
 def test_rows_of_others_are_not_decoded(stream, monkeypatch):
     decoded = []
-    decode = StreamingCrops._decode
-    monkeypatch.setattr(StreamingCrops, "_decode", lambda self, *clip: decoded.append(1) or decode(self, *clip))
+    opened = StreamingCrops._open
+    monkeypatch.setattr(StreamingCrops, "_open", lambda self, clip: decoded.append(1) or opened(self, clip))
     batches(stream, 3, process_index=1, num_processes=2)
     assert len(decoded) == 3 * 2
 

@@ -8,7 +8,7 @@ import torch
 from toy_plan import PLAN
 
 from music2vec_hf.data.batches import CropDataset, UpdateSampler, training_batches
-from music2vec_hf.data.corpus import load_corpus, read_clip
+from music2vec_hf.data.corpus import load_corpus, read_clip, read_crop
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,84 @@ def test_any_cut_of_an_update_has_the_same_rows_and_masks(dataset, num_processes
     for name in whole:
         joined = torch.cat([part[name] for part in parts])
         torch.testing.assert_close(joined, whole[name][order], atol=0, rtol=0)
+
+
+@pytest.fixture(scope="module", params=["several crops", "mixed", "all"])
+def optional(toy_corpus, request):
+    mixed = {"mix_prob": 0.5, "mix_snr_db": (0.0, 10.0), "gain_db": 6.0}
+    several = {"crops_per_clip": 3}
+    changes = {"several crops": several, "mixed": mixed, "all": several | mixed}[request.param]
+    return CropDataset(load_corpus(toy_corpus), replace(PLAN, **changes))
+
+
+@pytest.mark.parametrize("num_processes, micro_steps, num_workers", [(1, 2, 0), (2, 2, 0), (5, 1, 0), (1, 3, 2)])
+def test_options_do_not_depend_on_cuts_and_workers(optional, num_processes, micro_steps, num_workers):
+    whole = [optional[(2, row)][1] for row in range(5)]
+    for process in range(num_processes):
+        place = (2, 3, micro_steps, process, num_processes)
+        loader = training_batches(optional, *place, num_workers=num_workers)
+        for addresses, batch in zip(UpdateSampler(5, *place), loader, strict=True):
+            for (_, row), samples in zip(addresses, batch["input_values"], strict=True):
+                np.testing.assert_array_equal(samples, whole[row])
+
+
+def test_several_crops_of_a_clip_are_read_once(toy_corpus, monkeypatch):
+    dataset = CropDataset(load_corpus(toy_corpus), replace(PLAN, crops_per_clip=3))
+    rows = [divmod(number, 5) for number in range(36)]
+    places = [dataset.locate(*row) for row in rows]
+    clips = [clip for clip, _ in places]
+    assert clips[::3] == clips[1::3] == clips[2::3] and sorted(clips[::3]) == list(range(12))
+    assert len({start for _, start in places}) > 30
+    reads = []
+    monkeypatch.setattr(
+        "music2vec_hf.data.batches.read_crop", lambda *part: reads.append(part[1:]) or read_crop(*part)
+    )
+    crops = dict(dataset.__getitems__(rows[:3]))
+    starts = sorted(start for _, start in places[:3])
+    covered = np.zeros(40_000, int)
+    for first, count in reads:
+        covered[first : first + count] += 1
+    wanted = {sample for start in starts for sample in range(start, start + 16_000)}
+    assert covered.max() == 1 and set(np.flatnonzero(covered)) == wanted
+    row = dataset.corpus[clips[0]]
+    whole = PLAN.normalised(read_clip(row), row["clip_mean"], row["clip_std"])
+    for address, (_, start) in zip(rows[:3], places[:3], strict=True):
+        np.testing.assert_array_equal(crops[address], whole[start : start + 16_000])
+
+
+def test_a_mixed_row_is_a_sum_with_its_partner_at_the_drawn_level(toy_corpus):
+    plain = CropDataset(load_corpus(toy_corpus), PLAN)
+    plan = replace(PLAN, mix_prob=1.0, mix_snr_db=(6.0, 6.0))
+    mixed = CropDataset(plain.corpus, plan)
+    partners = [plan.augmentation(3, row).partner for row in range(5)]
+    assert all(partner not in (row, None) for row, partner in enumerate(partners))
+    for row, partner in enumerate(partners):
+        ours, own, other = (
+            dataset[(3, at)][1].astype(float) for dataset, at in ((mixed, row), (plain, row), (plain, partner))
+        )
+        (weight, other_weight), error, *_ = np.linalg.lstsq(np.stack([own, other], 1), ours)
+        assert error == pytest.approx(0, abs=1e-5)
+        ratio = (weight * own).std() / (other_weight * other).std()
+        assert 20 * np.log10(ratio) == pytest.approx(6, abs=0.05)
+        assert np.square(ours).mean() == pytest.approx(np.square(own).mean(), rel=1e-4)
+
+
+def test_gain_comes_after_normalisation_and_changes_nothing_else(toy_corpus):
+    plain = CropDataset(load_corpus(toy_corpus), PLAN)
+    loud = CropDataset(plain.corpus, replace(PLAN, gain_db=12.0))
+    gains = [20 * np.log10(loud[(step, 0)][1].std() / plain[(step, 0)][1].std()) for step in range(30)]
+    assert -12 <= min(gains) < -6 and 6 < max(gains) <= 12
+    ratios = loud[(1, 0)][1] / plain[(1, 0)][1]
+    assert np.nanmax(ratios) == pytest.approx(np.nanmin(ratios), rel=1e-5)
+
+
+def test_the_share_of_mixed_rows_is_mix_prob():
+    plan = replace(PLAN, mix_prob=0.3)
+    partners = [plan.augmentation(step, row).partner for step in range(400) for row in range(5)]
+    assert np.mean([partner is not None for partner in partners]) == pytest.approx(0.3, abs=0.04)
+    assert {partner for partner in partners[::5]} == {None, 1, 2, 3, 4}
+    with pytest.raises(ValueError, match="another row of the update, which has only one"):
+        replace(PLAN, mix_prob=0.3, rows_per_update=1)
 
 
 def test_equal_counts_hold_within_a_mask_group():

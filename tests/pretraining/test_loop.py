@@ -17,7 +17,7 @@ from transformers import AutoModel
 from music2vec_hf import EMATeacher
 from music2vec_hf.data.corpus import prepare_corpus
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
-from music2vec_hf.pretraining.checkpoints import checkpoints
+from music2vec_hf.pretraining.checkpoints import check_checkpoint, checkpoints
 from music2vec_hf.pretraining.loop import count_micro_steps, pretrain
 from music2vec_hf.pretraining.monitors import TrainingStopped
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
@@ -113,6 +113,17 @@ def test_a_checkpoint_of_another_recipe_is_refused(whole_run, toy_corpus, tmp_pa
     shutil.copytree(whole_run, tmp_path / "run")
     with pytest.raises(ValueError, match=r"`learning_rate` 0.0005 there and 0.001 here"):
         pretrain(toy_recipe(learning_rate=1e-3), toy_corpus, tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_from_before_a_key_goes_on_with_its_default(whole_run, tmp_path, toy_recipe):
+    shutil.copytree(whole_run, tmp_path / "run")
+    for checkpoint in checkpoints(tmp_path / "run"):
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        del state["recipe"]["crops_per_clip"]
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        check_checkpoint(checkpoint, toy_recipe())
+        with pytest.raises(ValueError, match="`crops_per_clip` 1 there and 2 here"):
+            check_checkpoint(checkpoint, toy_recipe(crops_per_clip=2))
 
 
 def test_collapse_stops_the_run(toy_corpus, tmp_path, toy_recipe):
