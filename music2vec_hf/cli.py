@@ -102,6 +102,12 @@ def _add_prepare(verb, cores: int) -> None:
     command.add_argument("--min-seconds", type=float, default=2.0, help="shortest clip kept (default: %(default)s)")
     command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
     command.add_argument(
+        "--engine",
+        default="processes",
+        choices=("processes", "ray"),
+        help="ray: RAY_ADDRESS's cluster (default: %(default)s)",
+    )
+    command.add_argument(
         "--hours", type=float, help="take tracks, or whole artists, at random until they last so long"
     )
     command.add_argument("--seed", type=int, help="of --hours (default: 0)")
@@ -109,6 +115,12 @@ def _add_prepare(verb, cores: int) -> None:
         "--shard",
         metavar="i/n",
         help="part i of n, i from 0 on: --array=0-3 and --shard $SLURM_ARRAY_TASK_ID/4; then merge",
+    )
+    command.add_argument(
+        "--store",
+        default="flac",
+        choices=("flac", "pcm"),
+        help="pcm: then decode the corpus, too, as `music2vec pcm` does (default: %(default)s)",
     )
     command.add_argument(
         *("--push-to-hub", "--push_to_hub"),
@@ -194,9 +206,12 @@ def prepare(args) -> None:
         hours=args.hours,
         seed=args.seed,
         shard=None if args.shard is None else parse_shard(args.shard),
+        engine=args.engine,
     )
     if "part" not in summary:
         _print_corpus(args.out, summary)
+        if args.store == "pcm":
+            _store_pcm(args.out)
         if args.push_to_hub:
             print(push_corpus(args.out, args.push_to_hub, args.private))
         return
@@ -223,11 +238,15 @@ def _print_corpus(out: str, summary: dict) -> None:
 
 def pcm(args) -> None:
     """See [`music2vec_hf.data.pcm.store_pcm`]."""
+    _store_pcm(args.corpus)
+
+
+def _store_pcm(corpus: str) -> None:
     from music2vec_hf.data.pcm import store_pcm
 
-    index = store_pcm(args.corpus)
+    index = store_pcm(corpus)
     stored, failed = index["splits"]["all"], len(index["failed"])
-    print(f"{args.corpus}: {stored['clips']} clips, {2 * stored['samples'] / 1e9:.2f} GB; {failed} cannot be decoded")
+    print(f"{corpus}: {stored['clips']} clips, {2 * stored['samples'] / 1e9:.2f} GB; {failed} cannot be decoded")
 
 
 def inspect(args) -> None:

@@ -76,7 +76,8 @@ def test_the_whole_chain_at_toy_size(tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "music2vec_hf"]
     assert "80 synthetic clips" in run("synth", "synthetic", "--clips", 80, "--seed", 0, "--clip-seconds", 2)
-    assert "0 rejected" in run("prepare", "synthetic/audio/train", "corpus", "--num-proc", 1)
+    prepared = run("prepare", "synthetic/audio/train", "corpus", "--num-proc", 1, "--store", "pcm")
+    assert "0 rejected" in prepared and "0 cannot be decoded" in prepared
     model = ["--hidden_size", 32, "--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 7]
     words = ["--recipe", "tiny", "--corpus", "corpus", "--output", "run", "--crop_seconds", 1, "--batch_seconds", 4]
     run("pretrain", *words, "--max_steps", 4, "--num_workers", 0, *model, program=launch)

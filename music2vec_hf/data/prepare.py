@@ -9,7 +9,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,12 +33,14 @@ from .parts import (
     read_begun,
 )
 from .publishing import publish, refuse_empty
+from .ray_engine import staged_by_ray
 from .sampling import sample_tracks
 from .shards import ShardWriter
 from .sources import Listing, Track
 from .staging import staged_in_order
 
 FORMAT_VERSION = 3
+ENGINES = {"processes": staged_in_order, "ray": staged_by_ray}
 
 
 def prepare_corpus(
@@ -51,6 +54,7 @@ def prepare_corpus(
     hours: float | None = None,
     seed: int | None = None,
     shard: tuple[int, int] | None = None,
+    engine: str = "processes",
 ) -> dict:
     """Turn audio files into a corpus that pretraining reads and that loads with plain `datasets`.
 
@@ -74,6 +78,7 @@ def prepare_corpus(
         seed (`int`, *optional*): of that choice; 0 by default.
         shard (`tuple[int, int]`, *optional*): `(i, n)`: stage only the i-th of n parts, i from 0 on, and join nothing;
             [`merge_corpus`] does when all parts are there. Parts may run at the same time, on several machines.
+        engine (`str`): what stages the tracks: `"processes"` of this machine, or `"ray"`; see [`staged_by_ray`].
 
     Returns:
         `dict`: the content of `corpus.json`: hours, clips, tracks, splits, rejects, settings, versions. For a part
@@ -84,6 +89,9 @@ def prepare_corpus(
             another run is writing into it.
     """
     _check_settings(clip_seconds, min_seconds, num_proc, shard_megabytes, hours, seed)
+    if engine not in ENGINES:
+        raise ValueError(f"There is no engine '{engine}'; use one of {', '.join(ENGINES)}.")
+    stage_all = partial(ENGINES[engine], num_proc=num_proc)
     if shard is not None:
         check_shard(shard)
     out = Path(out)
@@ -100,8 +108,8 @@ def prepare_corpus(
         return finished
     with lock_out(out, shared=shard is not None):
         if shard is not None:
-            return _prepare_part(source, out, listing, plan, shard, num_proc, progress)
-        return claim_out(out, plan) or _join(source, out, listing, plan, num_proc, progress)
+            return _prepare_part(source, out, listing, plan, shard, stage_all, progress)
+        return claim_out(out, plan) or _join(source, out, listing, plan, stage_all, progress)
 
 
 def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
@@ -134,7 +142,7 @@ def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
         listing, plan = _list(parts["source"], before, progress)
         check_same(out, "was begun with", before, plan)
         check_parts_whole(out, [job.stem for job in _jobs(out, listing, plan)], parts["parts"])
-        return _join(parts["source"], out, listing, plan, 1, progress)
+        return _join(parts["source"], out, listing, plan, partial(staged_in_order, num_proc=1), progress)
 
 
 def _check_settings(clip_seconds, min_seconds, num_proc, shard_megabytes, hours, seed) -> None:
@@ -209,7 +217,7 @@ def _prepare_part(
     listing: Listing,
     plan: dict,
     shard: tuple[int, int],
-    num_proc: int,
+    stage_all: Callable,
     progress: bool,
 ) -> dict:
     """Stage every n-th track. Parts may begin at the same time: they claim `out` one after the other."""
@@ -223,7 +231,7 @@ def _prepare_part(
     with hold_lock(part_file(out, index).with_suffix(".lock"), busy):
         jobs, share = _jobs(out, listing, plan), list(range(index, len(listing.tracks), count))
         forget_damaged(out, [job.stem for job in jobs], share)
-        staged = staged_in_order([jobs[track] for track in share], 0, num_proc)
+        staged = stage_all([jobs[track] for track in share], 0)
         results = list(_with_bar([listing.tracks[track] for track in share], staged, progress))
         record = {
             "part": index,
@@ -238,11 +246,13 @@ def _prepare_part(
     return record
 
 
-def _join(source: str | os.PathLike, out: Path, listing: Listing, plan: dict, num_proc: int, progress: bool) -> dict:
+def _join(
+    source: str | os.PathLike, out: Path, listing: Listing, plan: dict, stage_all: Callable, progress: bool
+) -> dict:
     """Stage what is not staged yet, join all to shards, and publish the corpus."""
     jobs = _jobs(out, listing, plan)
     shards = ShardWriter(out / STAGING / "shards", corpus_features(listing), plan["shard_megabytes"] * 1e6)
-    staged = _with_bar(listing.tracks, staged_in_order(jobs, shards.next_track, num_proc), progress)
+    staged = _with_bar(listing.tracks, stage_all(jobs, shards.next_track), progress)
     results = _fill_shards(shards, listing, jobs, drop_duplicates(listing.tracks, staged))
     if not any(result["clips"] for result in results):
         shutil.rmtree(out / STAGING)
