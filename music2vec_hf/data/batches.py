@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from music2vec_hf.data.audio import SAMPLING_RATE
 from music2vec_hf.data.batch_plan import CROP_STREAM, ORDER_STREAM, Address, BatchPlan
 from music2vec_hf.data.corpus import read_crop
-from music2vec_hf.data.measuring import STATISTICS, audio_name
+from music2vec_hf.data.measuring import audio_name, clip_lengths
 from music2vec_hf.data.pcm import PcmStore
 from music2vec_hf.data.standins import FailedClips, OpenClip, read_crops
 
@@ -35,9 +35,8 @@ class CropDataset(Dataset):
 
     def __init__(self, corpus, plan: BatchPlan, pcm: PcmStore | None = None, max_failed_share: float = 0.01):
         self.corpus, self.plan, self.pcm = corpus, plan, pcm
-        # Sliced, a column comes as one array; else every number would become a Python object first.
-        durations, self.means, self.stds = (np.asarray(corpus[name][:]) for name in STATISTICS)
-        self.lengths = np.rint(durations * SAMPLING_RATE).astype(np.int64)
+        self.lengths = clip_lengths(corpus)
+        self.means, self.stds = (np.asarray(corpus[name][:]) for name in ("clip_mean", "clip_std"))
         self.usable = np.flatnonzero(self.lengths >= plan.num_samples)
         self.failed = FailedClips(len(self.lengths), len(self.usable), max_failed_share)
         self._audio = corpus.select_columns("audio")

@@ -11,12 +11,12 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from .audio import SAMPLING_RATE, to_pcm
+from .audio import to_pcm
 from .claiming import hold_lock
 from .clips import write_atomically
 from .corpus import load_corpus, read_crop
 from .finding import choose_splits, find_corpus
-from .measuring import STATISTICS, audio_name
+from .measuring import STATISTICS, audio_name, clip_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def open_pcm(corpus: str | os.PathLike, split: str | None, dataset: Dataset) -> 
         )
     first = found["first_clip"]
     failed = frozenset(clip - first for clip in index["failed"] if first <= clip < first + found["clips"])
-    return PcmStore(folder / SAMPLES, _lengths(dataset), found["first_sample"], failed)
+    return PcmStore(folder / SAMPLES, clip_lengths(dataset), found["first_sample"], failed)
 
 
 def _read_index(folder: Path) -> dict | None:
@@ -134,7 +134,7 @@ def _splits(datasets: dict[str, Dataset]) -> dict[str, dict]:
     splits, first_clip, first_sample = {}, 0, 0
     for name, dataset in datasets.items():
         place = (0, 0) if name == "all" else (first_clip, first_sample)
-        samples = int(_lengths(dataset).sum())
+        samples = int(clip_lengths(dataset).sum())
         splits[name] = {
             "first_clip": place[0],
             "clips": len(dataset),
@@ -144,10 +144,6 @@ def _splits(datasets: dict[str, Dataset]) -> dict[str, dict]:
         }
         first_clip, first_sample = first_clip + len(dataset), first_sample + samples
     return splits
-
-
-def _lengths(dataset: Dataset) -> np.ndarray:
-    return np.rint(np.asarray(dataset["duration"][:]) * SAMPLING_RATE).astype(np.int64)
 
 
 def _key(dataset: Dataset) -> str:
@@ -162,7 +158,7 @@ def _write_samples(path: Path, dataset: Dataset, progress: bool) -> list[int]:
     """Write all clips as int16; returns those that cannot be decoded, whose place stays empty."""
     failed = []
     with open(path, "wb") as file:
-        clips = zip(dataset.select_columns("audio"), _lengths(dataset), strict=True)
+        clips = zip(dataset.select_columns("audio"), clip_lengths(dataset), strict=True)
         for clip, (row, length) in enumerate(tqdm(clips, "storing clips", len(dataset), disable=not progress)):
             try:
                 samples = to_pcm(read_crop(row, 0, int(length)))

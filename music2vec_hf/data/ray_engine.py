@@ -1,14 +1,14 @@
 """Staging all tracks in order by Ray, on one host or on many that share SOURCE and OUT (extra `cluster`)."""
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .clips import ClipJob, read_staged, rejection, stage_track, write_atomically
+from .clips import ClipJob, read_staged, stage_track
 from .packed import PackedFile
+from .staging import reject_crash
 
 # Tracks that are begun before the first of them is waited for, for each core of the cluster.
 LEAD = 8
@@ -46,9 +46,7 @@ def staged_by_ray(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[di
             try:
                 yield ray.get(result)
             except ray.exceptions.WorkerCrashedError:
-                rejected = rejection("undecodable", "the decoder crashes on it.")
-                write_atomically(Path(job.stem + ".json"), json.dumps(rejected))
-                yield rejected
+                yield reject_crash(job)
 
 
 def _anywhere(job: ClipJob) -> ClipJob:

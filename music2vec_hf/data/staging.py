@@ -80,11 +80,17 @@ def _stage_apart(job: ClipJob) -> dict:
     try:
         result = pool.submit(stage_track, job).result()
     except BrokenProcessPool:
-        result = rejection("undecodable", "the decoder crashes on it.")
-        write_atomically(Path(job.stem + ".json"), json.dumps(result))
+        result = reject_crash(job)
     finally:
         pool.shutdown()
     _mark(job).unlink(missing_ok=True)
+    return result
+
+
+def reject_crash(job: ClipJob) -> dict:
+    """Stage the rejection of a track whose decoder ends its process, and return it."""
+    result = rejection("undecodable", "the decoder crashes on it.")
+    write_atomically(Path(job.stem + ".json"), json.dumps(result))
     return result
 
 
