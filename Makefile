@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.made-from-pyproject
 BIN := $(VENV)/bin
+SOURCE := $(VENV)/transformers-source
 
 .PHONY: demo test test-slow lint format clean
 
@@ -26,6 +27,10 @@ format: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# The wheel of transformers lacks its common tests, which tests/test_transformers_common.py runs: fetch its source.
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(SOURCE) \
+		transformers==$$($(BIN)/python -c "import transformers; print(transformers.__version__)")
+	$(BIN)/python -m tarfile --extract $(SOURCE)/*.tar.gz $(SOURCE)
 	touch $@
 
 clean:

@@ -12,13 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-from datasets import Audio, disable_progress_bars, load_dataset
+from datasets import Audio, disable_progress_bars
 
 from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
 from music2vec_hf.data.corpus import load_corpus, prepare_corpus
@@ -70,16 +70,15 @@ def soundfile_loop(files: list[Path], rows: int) -> Callable[[int], None]:
     return run
 
 
-def datasets_audio(folder: Path, rows: int) -> Callable[[int], None] | str:
+def datasets_audio(corpus, rows: int) -> Callable[[int], None] | str:
     """Crops by `datasets.Audio`, which decodes with torchcodec; a sentence where that is not there."""
     try:
         from torchcodec.decoders import AudioDecoder  # noqa: F401
     except ImportError:
         return "torchcodec is not installed"
-    except OSError:
+    except (OSError, RuntimeError):
         return "torchcodec finds no FFmpeg"
-    files = [str(file) for file in (folder / "data").glob("*.parquet")]
-    clips = load_dataset("parquet", data_files=files, split="train").cast_column("audio", Audio())
+    clips = corpus.cast_column("audio", Audio(sampling_rate=16_000, num_channels=1))
     durations = clips["duration"][:]
 
     def run(step: int) -> None:
@@ -113,7 +112,8 @@ def measure(root: Path, rounds: int) -> tuple[dict[str, float | str], float]:
         "corpus with a PCM store": (1_000, batches_of(clips, 1_000, open_pcm(corpus, None, clips))),
         "folder of 44.1 kHz stereo mp3, not prepared": (48, batches_of(tracks, 48)),
         "peer: soundfile, plain loop over FLAC files": (200, soundfile_loop(files, 200)),
-        "peer: `datasets.Audio` (torchcodec) on the corpus": (200, datasets_audio(corpus, 200)),
+        "peer: `datasets.Audio` (torchcodec) on the corpus": (200, datasets_audio(clips, 200)),
+        "peer: `datasets.Audio` (torchcodec) on the mp3 folder": (48, datasets_audio(tracks, 48)),
     }
     found: dict[str, list[float]] = {}
     for number in range(rounds + 1):  # the first warms up
@@ -158,9 +158,18 @@ def format_report(crops: dict[str, float | str], prepare: float, rounds: int) ->
         f"- command: `{' '.join(['python benchmarks/data.py', *sys.argv[1:]])}`",
         f"- machine: {cpu_model()}, {os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}",
         f"- versions: Python {platform.python_version()}, libsndfile {soundfile.__libsndfile_version__}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("soundfile", "numpy", "torch", "torchaudio", "datasets")),
+        + ", ".join(f"{name} {version(name)}" for name in ("soundfile", "numpy", "torch", "torchaudio", "datasets"))
+        + f", torchcodec {torchcodec_version()}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def torchcodec_version() -> str:
+    """Of the optional package."""
+    try:
+        return version("torchcodec")
+    except PackageNotFoundError:
+        return "none"
 
 
 def cpu_model() -> str:

@@ -7,9 +7,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Music2VecConfig": "configuration_music2vec",
     "Music2VecFeatureExtractor": "feature_extraction_music2vec",
+    "Music2VecAudioClassificationPipeline": "pipeline_music2vec",
+    "Music2VecForAudioFrameClassification": "heads_music2vec",
     "Music2VecForPreTraining": "modeling_music2vec",
-    "Music2VecForSequenceClassification": "modeling_music2vec",
-    "Music2VecModel": "modeling_music2vec",
+    "Music2VecForSequenceClassification": "heads_music2vec",
+    "Music2VecModel": "encoder_music2vec",
     "EMATeacher": "teacher_music2vec",
     "sample_mask_group": "masking_music2vec",
     "sample_mask_time_indices": "masking_music2vec",
@@ -53,12 +55,17 @@ def _register() -> None:
         AutoFeatureExtractor,
         AutoModel,
         AutoModelForAudioClassification,
+        AutoModelForAudioFrameClassification,
         AutoModelForPreTraining,
     )
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_music2vec import Music2VecConfig
+    from .encoder_music2vec import Music2VecModel
     from .feature_extraction_music2vec import Music2VecFeatureExtractor
-    from .modeling_music2vec import Music2VecForPreTraining, Music2VecForSequenceClassification, Music2VecModel
+    from .heads_music2vec import Music2VecForAudioFrameClassification, Music2VecForSequenceClassification
+    from .modeling_music2vec import Music2VecForPreTraining
+    from .pipeline_music2vec import TASK, Music2VecAudioClassificationPipeline
 
     # exist_ok: a transformers that brings a model of this name itself must not break the import.
     AutoConfig.register(Music2VecConfig.model_type, Music2VecConfig, exist_ok=True)
@@ -66,6 +73,9 @@ def _register() -> None:
     AutoModel.register(Music2VecConfig, Music2VecModel, exist_ok=True)
     AutoModelForPreTraining.register(Music2VecConfig, Music2VecForPreTraining, exist_ok=True)
     AutoModelForAudioClassification.register(Music2VecConfig, Music2VecForSequenceClassification, exist_ok=True)
+    AutoModelForAudioFrameClassification.register(Music2VecConfig, Music2VecForAudioFrameClassification, exist_ok=True)
+    # transformers knows one pipeline class for a task; ours hands models of others to the stock one.
+    PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = Music2VecAudioClassificationPipeline
 
 
 _check_torchaudio()

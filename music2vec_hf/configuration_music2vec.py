@@ -1,10 +1,12 @@
 """Configuration of Music2Vec: data2vec-audio's fields, with the values that Music2Vec was trained with, the
 pretraining objective's switches under the reference's names, and the settings of the classification head."""
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import Data2VecAudioConfig
 
 _POOLING_HEADS = ("mean", "attention")
+_WINDOW_AVERAGES = ("logits", "features")
 
 
 @strict
@@ -37,6 +39,10 @@ class Music2VecConfig(Data2VecAudioConfig):
         classifier_dropout (`float`): dropout before each of the head's linear layers.
         target_mean, target_std (`list[float]`, *optional*): for regression, the affine map from the head's output back
             to the labels' own units (for emotion the 1-9 scale).
+        window_seconds (`float`): longest piece of a song that the audio-classification pipeline gives a head at once.
+        window_average (`str`): what that pipeline averages over a song's windows, each weighted by its frames:
+            `"logits"`, or the head's `"features"` before its one answer, as a probe was trained. For a linear head on
+            mean-pooled features both are the same.
 
     Raises:
         ValueError: for values out of range, naming the field, the value and what is allowed.
@@ -69,6 +75,8 @@ class Music2VecConfig(Data2VecAudioConfig):
     classifier_dropout: float | int = 0.0
     target_mean: list[float] | None = None
     target_std: list[float] | None = None
+    window_seconds: float | int = 30.0
+    window_average: str = "logits"
 
     def __post_init__(self, **kwargs):
         # Lists, because JSON knows no tuples: a reloaded configuration equals the saved one.
@@ -77,6 +85,9 @@ class Music2VecConfig(Data2VecAudioConfig):
         )
         if self.average_top_k_layers is None:
             self.average_top_k_layers = min(8, self.num_hidden_layers)
+        if not __name__.startswith("transformers_modules."):
+            # A repository's own pipeline file, for which transformers would ask `trust_remote_code`: ours is here.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def validate_objective(self):
@@ -110,6 +121,10 @@ class Music2VecConfig(Data2VecAudioConfig):
             )
         if self.classifier_pooling not in _POOLING_HEADS:
             raise ValueError(f"`classifier_pooling` is {self.classifier_pooling!r}. Use one of {_POOLING_HEADS}.")
+        if self.window_average not in _WINDOW_AVERAGES:
+            raise ValueError(f"`window_average` is {self.window_average!r}. Use one of {_WINDOW_AVERAGES}.")
+        if not self.window_seconds > 0:
+            raise ValueError(f"`window_seconds` is {self.window_seconds}. Use a value above 0, for example 30.")
 
     @property
     def receptive_field(self) -> int:
@@ -124,6 +139,20 @@ class Music2VecConfig(Data2VecAudioConfig):
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
             num_samples = max(0, (num_samples - kernel) // stride + 1)
         return num_samples
+
+    def frame_times(self, num_frames: int, sampling_rate: int = 16_000) -> np.ndarray:
+        """Where frames lie: the centre of what each sees, in seconds.
+
+        Frame `t` of the base model sees the 400 samples from `320 t` on, so its centre is at `0.02 t + 0.0125` s.
+
+        Args:
+            num_frames (`int`): how many, as `num_frames(num_samples)` gives them.
+            sampling_rate (`int`): of the model's input, in Hz.
+
+        Returns:
+            `np.ndarray` of shape `(num_frames,)`.
+        """
+        return (np.arange(num_frames) * self.inputs_to_logits_ratio + self.receptive_field / 2) / sampling_rate
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -1,12 +1,19 @@
 """From any array of audio to the model's input: one channel, 16 kHz, zero mean and unit variance per clip."""
 
-import warnings
+import math
+from fractions import Fraction
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from transformers import BatchFeature, Wav2Vec2FeatureExtractor
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# The resampling filter: zero crossings on either side, cut-off as a share of the lower rate's half, window's shape.
+# As in the corpus (`data/resampling.py`), so that a file gives the same samples here.
+_ZERO_CROSSINGS, _ROLLOFF, _KAISER_BETA = 96, 0.965, 7.5
 
 
 class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
@@ -91,9 +98,11 @@ class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
         """Zero mean and unit (population) variance over `reference` (`samples` itself by default): `[N]` -> `[N]`."""
         reference = samples if reference is None else reference
         # Sums in double precision: ten hours of float32 samples would lose digits.
-        mean = reference.mean(dtype=np.float64)
-        variance = reference.var(dtype=np.float64)
-        return ((samples - mean) / np.sqrt(variance + self.norm_eps)).astype(np.float32)
+        return self.standardize(samples, reference.mean(dtype=np.float64), reference.var(dtype=np.float64))
+
+    def standardize(self, samples: np.ndarray, mean: float, variance: float) -> np.ndarray:
+        """`samples [N]` -> `[N]` float32, for a mean and variance that are known."""
+        return ((samples.astype(np.float64) - mean) / np.sqrt(variance + self.norm_eps)).astype(np.float32)
 
     def to_samples(self, clip, sampling_rate: int | None) -> np.ndarray:
         """One clip of any kind -> mono float32 `[N]` at the extractor's rate, checked but not normalised."""
@@ -146,7 +155,7 @@ def _to_array(clip) -> np.ndarray:
 
 def _to_mono_float(clip) -> np.ndarray:
     """One clip, 1-D or 2-D, of any numeric type -> float32 `[N]` in [-1, 1], channels averaged."""
-    samples = np.asarray(clip)
+    samples = _to_array(clip)
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "fiu":
         raise ValueError(
             f"A clip has shape {samples.shape} and type {samples.dtype}. Give real numbers of shape `(num_samples,)` "
@@ -169,29 +178,22 @@ def _to_mono_float(clip) -> np.ndarray:
 
 
 def _resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Kaiser-windowed sinc interpolation `[N] -> [ceil(N * to_rate / from_rate)]`, as torchaudio's, which need not be
+    there: tones up to 7.5 kHz pass, what would alias stays below -80 dB."""
     if from_rate <= 0:
         raise ValueError(f"`sampling_rate` is {from_rate}. Give the audio's rate in Hz, for example 44100.")
-    try:
-        import torch
-        import torchaudio
-    except (ImportError, OSError) as error:
-        raise ValueError(
-            f"The audio is at {from_rate} Hz and resampling to {to_rate} Hz needs torchaudio, which cannot be loaded "
-            f"here ({error}). Install the torchaudio that fits your torch, or give audio at {to_rate} Hz."
-        ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchaudio announces its own maintenance mode
-        # 64 zero crossings and this rolloff keep what would alias below -60 dB.
-        resampled = torchaudio.functional.resample(
-            torch.from_numpy(samples),
-            int(from_rate),
-            int(to_rate),
-            lowpass_filter_width=64,
-            rolloff=0.9476,
-            resampling_method="sinc_interp_kaiser",
-            beta=14.77,
-        )
-    return resampled.numpy()
+    # There is a filter for each output phase: a ratio of large numbers is rounded, by 1e-6 at most.
+    ratio = Fraction(int(from_rate), int(to_rate)).limit_denominator(1_000)
+    down, up = ratio.numerator, ratio.denominator  # `down` input samples become `up`
+    cutoff = min(down, up) * _ROLLOFF
+    reach = math.ceil(_ZERO_CROSSINGS * down / cutoff)  # input samples on either side
+    times = np.arange(-reach, reach + down) / down - np.arange(up)[:, None] / up  # [up, taps]
+    times = np.clip(times * cutoff, -_ZERO_CROSSINGS, _ZERO_CROSSINGS)
+    window = np.i0(_KAISER_BETA * np.sqrt(1 - (times / _ZERO_CROSSINGS) ** 2)) / np.i0(_KAISER_BETA)
+    filters = torch.from_numpy((np.sinc(times) * window * cutoff / down).astype(np.float32))
+    padded = torch.from_numpy(np.pad(samples, (reach, reach + down)))
+    resampled = F.conv1d(padded[None, None], filters[:, None], stride=down)[0].T.flatten()
+    return resampled[: -(-len(samples) * up // down)].numpy()
 
 
 __all__ = ["Music2VecFeatureExtractor"]

@@ -1,8 +1,4 @@
-"""Music2Vec's models: the encoder, the student that is pretrained, and the encoder with a classification head.
-
-They are transformers' Data2VecAudio with the reference's initialisation, masks only where they are given, and our own
-computation of the front end.
-"""
+"""Music2Vec's models: the student that is pretrained, and by name the encoder and the heads, which have own files."""
 
 import math
 from dataclasses import dataclass
@@ -10,86 +6,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Data2VecAudioModel, Data2VecAudioPreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.data2vec.modeling_data2vec_audio import (
-    Data2VecAudioEncoder,
-    Data2VecAudioFeatureProjection,
-    Data2VecAudioPositionalConvLayer,
-)
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_music2vec import Music2VecConfig
-from .frontend_music2vec import Music2VecFeatureEncoder
-
-
-class Music2VecPreTrainedModel(Data2VecAudioPreTrainedModel):
-    """Shared by all Music2Vec models: configuration class, names and the reference's initialisation."""
-
-    config: Music2VecConfig
-    config_class = Music2VecConfig
-
-    def _initialize_weights(self, module, is_custom_code: bool = False):
-        # transformers takes classes outside its own package for custom code and then skips every module that owns no
-        # parameters itself, and with it the projection's and the positional convolution's initialisation.
-        super()._initialize_weights(module, is_custom_code=False)
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        """fairseq's initialisation: as the parent's, but torch's default for the positional convolution and the
-        prediction head (both uniform within `1 / sqrt(fan_in)`, biases too)."""
-        if isinstance(module, Data2VecAudioPositionalConvLayer):
-            _uniform_by_fan_in(module.conv)
-        elif isinstance(module, Music2VecForPreTraining):
-            _uniform_by_fan_in(module.final_proj)
-        elif not (isinstance(module, nn.Conv1d) and module.groups > 1):
-            super()._init_weights(module)
-
-
-def _uniform_by_fan_in(module: nn.Conv1d | nn.Linear) -> None:
-    bound = 1.0 / math.sqrt(module.weight[0].numel())
-    init.uniform_(module.weight, a=-bound, b=bound)
-    init.uniform_(module.bias, a=-bound, b=bound)
-
-
-class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
-    """The encoder: `input_values [B, N]` -> `last_hidden_state [B, T, C]`, `hidden_states` on request.
-
-    `hidden_states[0]` is the encoder's input (projection + positional convolution + norm), `hidden_states[i]` the
-    output of layer `i`. It masks only where it is handed `mask_time_indices` of shape `(B, T)`, in any mode.
-    Plain data2vec-audio checkpoints load unchanged, and its own load in plain `Data2VecAudioModel`.
-    """
-
-    # Heads are left behind on purpose when the encoder alone is loaded.
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(final_proj|classifier|projector|pooling_query)\.",
-        r"^(feature_mean|feature_std|layer_weights)$",
-    ]
-
-    def __init__(self, config: Music2VecConfig):
-        super(Data2VecAudioModel, self).__init__(config)  # the parent's constructor would build its own front end
-        if config.add_adapter:
-            raise ValueError("`add_adapter` is True. Music2Vec has no adapter: use False.")
-        self.feature_extractor = Music2VecFeatureEncoder(config)
-        self.feature_projection = Data2VecAudioFeatureProjection(config)
-        self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
-        self.encoder = Data2VecAudioEncoder(config)
-        self.adapter = None
-        self.post_init()
-
-    def _mask_hidden_states(self, hidden_states, mask_time_indices=None, attention_mask=None):
-        if mask_time_indices is None:
-            return hidden_states
-        if mask_time_indices.shape != hidden_states.shape[:2]:
-            raise ValueError(
-                f"`mask_time_indices` has shape {tuple(mask_time_indices.shape)} but the front end yields "
-                f"{tuple(hidden_states.shape[:2])} frames. Use `config.num_frames(num_samples)` frames a row."
-            )
-        # Not in place: the teacher reads the unmasked features.
-        masked = self.masked_spec_embed.to(hidden_states.dtype)
-        return torch.where(mask_time_indices.bool()[..., None], masked, hidden_states)
+from .encoder_music2vec import Music2VecModel, Music2VecPreTrainedModel, uniform_by_fan_in
+from .heads_music2vec import Music2VecForAudioFrameClassification, Music2VecForSequenceClassification
 
 
 @dataclass
@@ -104,6 +26,7 @@ class Music2VecForPreTrainingOutput(ModelOutput):
             `sqrt(unbiased variance over masked frames + 1e-6)`.
         last_hidden_state (`torch.Tensor` of shape `(B, T, C)`): the student's output.
         projected_features (`torch.Tensor` of shape `(B, T, C)`): what the teacher reads: unmasked, without gradient.
+        hidden_states, attentions (`tuple` of `torch.Tensor`): the student's, on request, as transformers has them.
     """
 
     loss: torch.Tensor | None = None
@@ -113,6 +36,8 @@ class Music2VecForPreTrainingOutput(ModelOutput):
     prediction_std: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
     projected_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class Music2VecForPreTraining(Music2VecPreTrainedModel):
@@ -127,7 +52,13 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         self.final_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.post_init()
 
-    @can_return_tuple
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            uniform_by_fan_in(self.final_proj)  # the reference's
+
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         input_values: torch.Tensor,
@@ -141,7 +72,9 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         Args:
             input_values (`torch.Tensor` of shape `(B, N)`): normalised waveform at 16 kHz.
             attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 at samples that are not padding.
-            mask_time_indices (`torch.BoolTensor` of shape `(B, T)`, *optional*): frames hidden from the student.
+            mask_time_indices (`torch.BoolTensor` of shape `(B, T)` or `(B, V, T)`, *optional*): frames hidden from the
+                student. With `V` masks a crop the student sees `V` views of it, which share the front end's and the
+                teacher's pass (data2vec 2.0's multi-mask training); `B` is then `B * V` in all that is the student's.
             teacher ([`EMATeacher`], *optional*): without it there are no targets and no loss.
 
         Returns:
@@ -159,10 +92,16 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         projection = encoder.feature_projection
         projected = projection.projection(projection.layer_norm(features))  # [B, T, C]: the teacher's input
 
-        student = encoder._mask_hidden_states(projection.dropout(projected), mask_time_indices)
+        views, student, student_frame_mask = 1, projected, frame_mask
+        if mask_time_indices is not None and mask_time_indices.ndim == 3:
+            views = mask_time_indices.shape[1]
+            mask_time_indices = mask_time_indices.flatten(0, 1)
+            student = projected.repeat_interleave(views, 0)
+            student_frame_mask = None if frame_mask is None else frame_mask.repeat_interleave(views, 0)
+        student = encoder._mask_hidden_states(projection.dropout(student), mask_time_indices)
         if frame_mask is not None:
-            student = student.masked_fill(~frame_mask[..., None], 0.0)  # the encoder does so in place
-        hidden_states = encoder.encoder(student, attention_mask=frame_mask).last_hidden_state
+            student = student.masked_fill(~student_frame_mask[..., None], 0.0)  # the encoder does so in place
+        hidden_states = encoder.encoder(student, attention_mask=student_frame_mask).last_hidden_state
         output = Music2VecForPreTrainingOutput(last_hidden_state=hidden_states, projected_features=projected.detach())
         if mask_time_indices is None:
             if teacher is not None:
@@ -172,7 +111,8 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         masked = mask_time_indices.bool()
         output.predictions = self.final_proj(hidden_states[masked]).float()
         if teacher is not None:
-            output.targets = teacher.targets(projected, frame_mask)[masked]
+            rows, frames = masked.nonzero(as_tuple=True)
+            output.targets = teacher.targets(projected, frame_mask)[rows // views, frames]
             output.loss = data2vec_loss(
                 output.predictions, output.targets, self.config.loss_beta, self.config.loss_scale
             )
@@ -221,138 +161,8 @@ def _scale_gradient(features: torch.Tensor, factor: float) -> torch.Tensor:
     return features.detach() if factor == 0 else features * factor + features.detach() * (1 - factor)
 
 
-class Music2VecForSequenceClassification(Music2VecPreTrainedModel):
-    """The encoder with a head for a whole clip, served as `AutoModelForAudioClassification`.
-
-    `config.problem_type` is `single_label_classification`, `multi_label_classification` or `regression`. The head
-    reads one layer, the raw front end (`"conv"`) or a learned softmax-weighted sum of all layers, pools over the
-    valid frames, standardises with its buffers (identity until they are set) and is linear or has one hidden layer.
-    For regression the logits are in the labels' own units: `config.target_mean` and `config.target_std` undo the
-    standardisation that the head was trained with.
-    """
-
-    _keys_to_ignore_on_load_unexpected = [r"final_proj\..*"]
-
-    def __init__(self, config: Music2VecConfig):
-        if config.classifier_layer not in (None, config.num_hidden_layers):
-            config.layerdrop = 0.0  # it leaves layers out of `hidden_states`, which then counts other layers
-        super().__init__(config)
-        self.data2vec_audio = Music2VecModel(config)
-        self.layer = config.num_hidden_layers if config.classifier_layer is None else config.classifier_layer
-        width = config.conv_dim[-1] if self.layer == "conv" else config.hidden_size
-        if self.layer == "weighted":
-            self.layer_weights = nn.Parameter(torch.zeros(config.num_hidden_layers + 1))
-        if config.classifier_pooling == "attention":
-            self.pooling_query = nn.Linear(width, 1)
-        self.register_buffer("feature_mean", torch.zeros(width))
-        self.register_buffer("feature_std", torch.ones(width))
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.projector = nn.Linear(width, config.classifier_hidden_size) if config.classifier_hidden_size else None
-        self.classifier = nn.Linear(config.classifier_hidden_size or width, config.num_labels)
-        self.post_init()
-
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if module is self:
-            init.zeros_(self.feature_mean)
-            init.ones_(self.feature_std)
-            if self.layer == "weighted":
-                init.zeros_(self.layer_weights)
-
-    def freeze_feature_encoder(self) -> None:
-        """Stop training the convolutional front end."""
-        self.data2vec_audio.freeze_feature_encoder()
-
-    def freeze_base_model(self) -> None:
-        """Stop training everything but the head."""
-        self.data2vec_audio.requires_grad_(False)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput:
-        """Classify clips.
-
-        Args:
-            input_values (`torch.Tensor` of shape `(B, N)`): normalised waveform at 16 kHz.
-            attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 at samples that are not padding.
-            labels (`torch.Tensor`, *optional*): `(B,)` class indices, `(B, num_labels)` 0/1 for several labels,
-                `(B, num_labels)` values in their own units for regression.
-
-        Returns:
-            `SequenceClassifierOutput` with `logits [B, num_labels]` and, with labels, `loss`.
-
-        Raises:
-            ValueError: if labels do not fit the problem type.
-        """
-        frames, hidden_states = self._frames(input_values, attention_mask, **kwargs)
-        pooled = self._pool(frames, attention_mask)
-        pooled = self.dropout((pooled - self.feature_mean) / self.feature_std)
-        if self.projector is not None:
-            pooled = self.dropout(F.relu(self.projector(pooled)))
-        logits = self.classifier(pooled)
-        if self.config.target_std is not None:
-            logits = logits * logits.new_tensor(self.config.target_std) + logits.new_tensor(self.config.target_mean)
-        loss = None if labels is None else self._loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
-
-    def _frames(self, input_values, attention_mask, **kwargs):
-        """The layer that the head reads `[B, T, width]`, and all hidden states if they were asked for."""
-        if self.layer == "conv":
-            return self.data2vec_audio.feature_extractor(input_values).transpose(1, 2), None
-        wants_all = self.layer == "weighted" or self.layer < self.config.num_hidden_layers
-        output = self.data2vec_audio(
-            input_values,
-            attention_mask=attention_mask,
-            **{**kwargs, "output_hidden_states": kwargs.get("output_hidden_states") or wants_all},
-        )
-        asked = output.hidden_states if kwargs.get("output_hidden_states") else None
-        if self.layer == "weighted":
-            weights = self.layer_weights.softmax(0)
-            return sum(weight * states for weight, states in zip(weights, output.hidden_states, strict=True)), asked
-        return output.hidden_states[self.layer] if wants_all else output.last_hidden_state, asked
-
-    def _pool(self, frames, attention_mask):
-        valid = None
-        if attention_mask is not None:
-            valid = self._get_feature_vector_attention_mask(frames.shape[1], attention_mask)[..., None]
-        if self.config.classifier_pooling == "attention":
-            scores = self.pooling_query(frames)
-            scores = scores if valid is None else scores.masked_fill(~valid, float("-inf"))
-            return (scores.softmax(1) * frames).sum(1)
-        if valid is None:
-            return frames.mean(1)
-        return frames.masked_fill(~valid, 0.0).sum(1) / valid.sum(1)
-
-    def _loss(self, logits, labels):
-        problem = self.config.problem_type
-        if problem is None:
-            if labels.is_floating_point():
-                raise ValueError(
-                    "`config.problem_type` is not set and the labels are floats. Set it to "
-                    "'multi_label_classification' or 'regression'."
-                )
-            problem = "single_label_classification"
-        if problem == "single_label_classification":
-            if labels.shape != logits.shape[:1] or labels.is_floating_point() or logits.shape[1] < 2:
-                raise ValueError(
-                    f"Labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {logits.shape[1]} "
-                    "exclusive classes. Give one class index per clip and at least two labels, or set `problem_type`."
-                )
-            return F.cross_entropy(logits, labels)
-        if labels.shape != logits.shape:
-            raise ValueError(f"Labels have shape {tuple(labels.shape)}. {problem} takes {tuple(logits.shape)}.")
-        if problem == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        scale = logits.new_tensor(self.config.target_std) if self.config.target_std is not None else 1.0
-        return F.mse_loss(logits / scale, labels.to(logits.dtype) / scale)
-
-
 __all__ = [
+    "Music2VecForAudioFrameClassification",
     "Music2VecForPreTraining",
     "Music2VecForPreTrainingOutput",
     "Music2VecForSequenceClassification",

@@ -54,6 +54,20 @@ def tiny_student(tiny_config):
 
 
 @pytest.fixture
+def encoder(tiny_config):
+    torch.manual_seed(0)
+    return music2vec_hf.Music2VecModel(tiny_config).eval()
+
+
+@pytest.fixture
+def encoder_folder(encoder, tmp_path):
+    """The encoder as a folder of a model."""
+    encoder.save_pretrained(tmp_path / "model")
+    music2vec_hf.Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
 def batch():
     """Two clips of one second, their 49 frames, and a mask of 15 frames each."""
     rng = np.random.default_rng(0)

@@ -1,10 +1,14 @@
 """The feature extractor takes audio as it comes and refuses what cannot be audio, in one sentence each."""
 
+import io
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from music2vec_hf import Music2VecFeatureExtractor
+from music2vec_hf.data.audio import read_audio
 
 
 @pytest.fixture
@@ -89,6 +93,16 @@ def test_what_would_alias_is_gone():
     extractor = Music2VecFeatureExtractor(do_normalize=False)
     values = extractor(tone(1.0, 44_100, 9_000.0, 0.5), sampling_rate=44_100)["input_values"][0]
     assert 20 * np.log10(np.abs(values[2_000:-2_000]).max() / 0.5) < -60
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_056, 48_000])
+def test_an_array_is_resampled_as_a_file_is(rate):
+    """Without torchaudio, which reads files into corpora and embeddings."""
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, rate + 17).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, noise, rate, format="WAV", subtype="FLOAT")
+    samples = Music2VecFeatureExtractor().to_samples(noise, rate)
+    np.testing.assert_allclose(samples, read_audio(file.getvalue()), atol=1e-4)
 
 
 def test_a_batch_is_normalised_clip_by_clip_and_padded_with_zeros(extractor):

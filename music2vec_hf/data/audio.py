@@ -45,6 +45,7 @@ class AudioReader:
     Args:
         source: path, encoded bytes, or binary file object.
         name (`str`, *optional*): what errors call the source; by default its path.
+        target_rate (`int`): the rate to resample to, for models of others that hear more than 16 kHz.
 
     Attributes:
         shortfall (`str` or `None`): after the last block, a sentence if less could be decoded than the header states.
@@ -54,11 +55,12 @@ class AudioReader:
         AudioError: as `read_audio`.
     """
 
-    def __init__(self, source: AudioSource, name: str | None = None):
+    def __init__(self, source: AudioSource, name: str | None = None, target_rate: int = SAMPLING_RATE):
         self.name = name or source_name(source)
         self.shortfall: str | None = None
         self._decoder = open_decoder(source, self.name)
         self.sampling_rate, self.num_channels = self._decoder.rate, self._decoder.channels
+        self.target_rate = target_rate
         self.format = self._decoder.format
         self._frame = 0
         self._energy = self._mixed_energy = 0.0
@@ -71,8 +73,8 @@ class AudioReader:
 
     @property
     def num_samples(self) -> int:
-        """Length at 16 kHz as the header states it, 0 where it states nothing; damage may make the audio shorter."""
-        ratio = StreamResampler(self._decoder.rate)
+        """Length at the target rate by the header, 0 where it states nothing; damage may make the audio shorter."""
+        ratio = StreamResampler(self._decoder.rate, self.target_rate)
         return -(-self._decoder.frames * ratio.up // ratio.down)
 
     @property
@@ -85,11 +87,16 @@ class AudioReader:
 
     def blocks(self, start: float = 0.0, block_seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
         """Yield the audio from `start` seconds to its end, float32 `[n]` in [-1, 1], about `block_seconds` each."""
-        resampler = StreamResampler(self._decoder.rate)
-        first, block_samples = round(start * SAMPLING_RATE), max(1, round(block_seconds * SAMPLING_RATE))
+        resampler = StreamResampler(self._decoder.rate, self.target_rate)
+        first, block_samples = round(start * self.target_rate), max(1, round(block_seconds * self.target_rate))
         for block in resampler.run(self._read_mono, self._seek, first, block_samples):
             yield np.clip(block, -1.0, 1.0)
         self._note_shortfall()
+
+    def warn(self) -> None:
+        """Warn, for the caller's caller, of what was lost of what was read so far."""
+        for problem in filter(None, (self.shortfall, self.cancellation)):
+            warnings.warn(f"{self.name}: {problem}", stacklevel=3)
 
     def _seek(self, frame: int) -> None:
         frame = min(frame, self._decoder.frames) if self._decoder.frames else frame
@@ -142,9 +149,13 @@ class AudioReader:
 
 
 def read_audio(
-    source: AudioSource, start: float = 0.0, seconds: float | None = None, name: str | None = None
+    source: AudioSource,
+    start: float = 0.0,
+    seconds: float | None = None,
+    name: str | None = None,
+    target_rate: int = SAMPLING_RATE,
 ) -> np.ndarray:
-    """Decode audio of any format and rate to mono at 16 kHz.
+    """Decode audio of any format and rate to mono at 16 kHz, or at another rate.
 
     Channels are averaged. Resampling keeps tones up to 7.5 kHz and puts what would alias below -80 dB; the slice
     from `start` is the slice of the whole. Peaks beyond full scale are clipped. A truncated file gives what can be
@@ -155,6 +166,7 @@ def read_audio(
         start (`float`): where to begin, in seconds.
         seconds (`float`, *optional*): how much to read at most; by default all to the end.
         name (`str`, *optional*): what errors call the source; by default its path.
+        target_rate (`int`): in Hz, for models of others that hear more than 16 kHz.
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`, float32 in [-1, 1], never empty.
@@ -165,9 +177,9 @@ def read_audio(
     """
     if start < 0 or (seconds is not None and seconds <= 0):
         raise ValueError(f"`start` must be at least 0 and `seconds` above 0, got {start} and {seconds}.")
-    wanted = None if seconds is None else round(seconds * SAMPLING_RATE)
+    wanted = None if seconds is None else round(seconds * target_rate)
     parts, num_samples = [], 0
-    with AudioReader(source, name) as reader:
+    with AudioReader(source, name, target_rate) as reader:
         for block in reader.blocks(start, BLOCK_SECONDS if seconds is None else min(seconds, BLOCK_SECONDS)):
             parts.append(block)
             num_samples += len(block)
@@ -177,8 +189,7 @@ def read_audio(
             if start > 0:
                 raise AudioError(reader.name, "too short", f"it ends before {start:g} s.")
             raise AudioError(reader.name, "empty", "it holds no samples.")
-        for problem in filter(None, (reader.shortfall, reader.cancellation)):
-            warnings.warn(f"{reader.name}: {problem}", stacklevel=2)
+        reader.warn()
     return np.concatenate(parts)[:wanted]
 
 

@@ -30,6 +30,7 @@ class BatchPlan:
         num_frames (`int`): frames of a crop.
         mask_group_rows (`int`): rows that share the equal-count rule of the masks.
         mask_time_prob, mask_time_length, require_same_masks, mask_dropout: as in [`sample_mask_group`].
+        masks_per_crop (`int`): masks of each crop, drawn independently; all of them count for the equal-count rule.
         normalize (`str`): `"clip"` uses mean and deviation of the whole clip (the reference), `"crop"` the crop's own.
         norm_eps (`float`): added to the variance.
         crops_per_clip (`int`): crops that are taken from a clip each time that it is opened.
@@ -48,6 +49,7 @@ class BatchPlan:
     mask_time_length: int
     require_same_masks: bool = True
     mask_dropout: float = 0.0
+    masks_per_crop: int = 1
     normalize: str = "clip"
     norm_eps: float = 1e-5
     crops_per_clip: int = 1
@@ -79,12 +81,17 @@ class BatchPlan:
         return [int(rng.integers(length - self.num_samples + 1)) for _ in range(self.crops_per_clip)]
 
     def masks(self, step: int, rows: list[int]) -> np.ndarray:
-        """Masks `[len(rows), num_frames]` of some rows of the update that follows `step` steps."""
+        """Masks of some rows of the update that follows `step` steps.
+
+        Returns:
+            `np.ndarray`, bool: `[len(rows), T]`, or `[len(rows), masks_per_crop, T]` where there are several.
+        """
         masks = {}
         for group in sorted({row // self.mask_group_rows for row in rows}):
             first = group * self.mask_group_rows
             members = range(first, min(first + self.mask_group_rows, self.rows_per_update))
-            rngs = [np.random.default_rng([self.seed, MASK_STREAM, step, row]) for row in members]
+            addresses = [[row] if view == 0 else [row, view] for row in members for view in range(self.masks_per_crop)]
+            rngs = [np.random.default_rng([self.seed, MASK_STREAM, step, *address]) for address in addresses]
             group_masks = sample_mask_group(
                 self.num_frames,
                 self.mask_time_prob,
@@ -93,6 +100,8 @@ class BatchPlan:
                 self.require_same_masks,
                 self.mask_dropout,
             )
+            if self.masks_per_crop > 1:
+                group_masks = group_masks.reshape(len(members), self.masks_per_crop, self.num_frames)
             masks.update(zip(members, group_masks, strict=True))
         return np.stack([masks[row] for row in rows])
 
@@ -118,7 +127,7 @@ class BatchPlan:
         return augment(crops[self.number(step, row)], drawn, other)
 
     def collate(self, items: list[tuple[Address, np.ndarray]]) -> dict[str, torch.Tensor]:
-        """Items `((step, row), samples [N])` of one step -> `input_values [b, N]` and `mask_time_indices [b, T]`."""
+        """Items `((step, row), samples [N])` of one step -> `input_values [b, N]` and `mask_time_indices`."""
         step = items[0][0][0]
         masks = self.masks(step, [row for (_, row), _ in items])
         return {

@@ -46,7 +46,10 @@ CLIP_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ClipJob:
-    """A track to stage: what to open, what to call it, where to put the result, how to cut."""
+    """A track to stage: what to open, what to call it, where to put the result, how to cut.
+
+    A process of its own gives it up after `max_seconds`; 0 is never.
+    """
 
     path: AudioSource
     source: str
@@ -54,6 +57,8 @@ class ClipJob:
     stem: str
     clip_samples: int
     min_samples: int
+    num_bytes: int = 0
+    max_seconds: float = 0.0
 
 
 def stage_track(job: ClipJob) -> dict:

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 _DATASET_FILE = re.compile(r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<filename>.+)")
@@ -29,21 +37,55 @@ def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
         what (`str`): what it should be, as "a model".
 
     Raises:
-        ValueError: for a missing or private repository, a bad token, a file that is not there, no connection.
+        ValueError: for a missing or private repository, a bad token, a file that is not there, no connection, weights
+            that are damaged or not safe, a configuration with impossible values.
     """
     try:
         yield
+    except (SafetensorError, UnpicklingError) as error:
+        # What a .bin file holds beside numbers is never run; torch's advice to allow that is left out.
+        reason = "a .bin file with more than numbers" if isinstance(error, UnpicklingError) else hub_reason(error)
+        raise ValueError(
+            f"The weights of {name} are damaged or not safe ({reason}); copy or save them again, or, for a Hub id, "
+            "delete it from the cache."
+        ) from error
+    except StrictDataclassError as error:
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise ValueError(f"The config.json of {name} cannot be used ({reason}); mend it or save it again.") from error
     except (OSError, HTTPError) as error:
         # An error of the file system itself, such as a full disk, has a number.
         if os.path.isdir(name) or getattr(error, "errno", None) is not None:
             raise
         raise ValueError(
-            f"{name} is neither a folder here nor {what} that the Hub gives ({_reason(error)}); check the name, the "
-            "connection (offline, only what was loaded before is there) and, for a private one, `hf auth login`."
+            f"{name} is neither a folder here nor {what} that the Hub gives ({hub_reason(error)}); check the name, "
+            "the connection (offline, only what was loaded before is there) and, for a private one, `hf auth login`."
         ) from error
 
 
-def _reason(error: BaseException) -> str:
+@contextmanager
+def explain_push_errors(what: str | Path, repo_id: str) -> Iterator[None]:
+    """Turn whatever a Hub's client raises while it uploads into one sentence.
+
+    Args:
+        what (`str` or `Path`): what is being uploaded.
+        repo_id (`str`): where to.
+
+    Raises:
+        ValueError: for a bad name or token, no right to write there, no connection, an upload that broke off.
+    """
+    try:
+        yield
+    except (HFValidationError, HTTPError, OSError, RuntimeError) as error:
+        # The client wraps what happens to a large file in a RuntimeError.
+        cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+        raise ValueError(
+            f"{what} cannot be pushed to {repo_id} ({hub_reason(cause)}); check the name, the connection and `hf auth "
+            "login`. Nothing is lost here: push it again with the same command, and what the Hub has already is not "
+            "sent again."
+        ) from error
+
+
+def hub_reason(error: BaseException) -> str:
     """The Hub's own words, else the first sentence of the client's."""
     cause: BaseException | None = error
     while cause is not None:
@@ -79,4 +121,14 @@ def download_files(urls: list[str]) -> list[str]:
         pool.shutdown(cancel_futures=True)
 
 
-__all__ = ["download_files", "explain_hub_errors"]
+def download_if_there(url: str) -> str | None:
+    """Fetch one file as [`download_files`] does; None if the Hub, or offline the cache, has no such file."""
+    try:
+        return download_files([url])[0]
+    except ValueError as error:
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
+
+
+__all__ = ["download_files", "download_if_there", "explain_hub_errors", "explain_push_errors", "hub_reason"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from .audio import SAMPLING_RATE
 from .finding import choose_splits, find_corpus
+from .hub_files import download_files, download_if_there
 from .measuring import STATISTICS
 from .sources import CORPUS_COLUMNS
 
@@ -27,6 +29,9 @@ SOURCE_COLUMNS = {
     "formats of the sources": "source_format",
 }
 
+# What every corpus has.
+NEEDED_COLUMNS = tuple(name for name in CORPUS_COLUMNS if name not in SOURCE_COLUMNS.values())
+
 RMS_FLOOR = 1e-6  # -120 dBFS
 OFFSET = 0.01
 
@@ -36,8 +41,8 @@ class Inspection:
     """What the columns of a corpus say.
 
     Args:
-        corpus (`Path`): its folder.
-        summary (`dict`): the content of corpus.json.
+        corpus (`Path`): its folder, or its Hub id.
+        summary (`dict`): the content of corpus.json; empty if there is none.
         files (`dict[str, list[str]]`): shards by split.
         splits (`dict[str, dict]`): `hours`, `clips`, `tracks` of each split, counted in the shards.
         durations, means, levels (`np.ndarray`): of every clip: seconds, mean of the samples, RMS in dBFS.
@@ -75,10 +80,13 @@ class _Columns:
         seen: dict[str, list[pa.Array]] = {}
         totals = self.splits.setdefault(split, {"hours": 0.0, "clips": 0, "tracks": 0})
         with open_shard(path) as shard:
-            names = [name for name in shard.schema_arrow.names if name != "audio"]
-            missing = [name for name in STATISTICS if name not in names]
+            missing = [name for name in NEEDED_COLUMNS if name not in shard.schema_arrow.names]
             if missing:
-                raise ValueError(f"{path} has no column {', '.join(missing)}; prepare the corpus anew.")
+                raise ValueError(
+                    f"{path} has no column {', '.join(missing)}, thus is no shard of a prepared corpus; run "
+                    "`music2vec prepare SOURCE OUT` and inspect OUT."
+                )
+            names = [name for name in shard.schema_arrow.names if name != "audio"]
             for batch in shard.iter_batches(columns=names):
                 totals["clips"] += len(batch)
                 for name in names:
@@ -123,26 +131,14 @@ def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspecti
     """Read what a corpus holds, all but its audio.
 
     Args:
-        corpus: a folder made by `prepare_corpus`.
+        corpus: a folder made by `prepare_corpus`, the Hub id of one that was pushed, or a folder or glob of its
+            shards alone.
         progress (`bool`): show a bar over the shards.
 
     Raises:
         ValueError: if it is no finished corpus of ours, or a file of it is damaged or holds no clips.
     """
-    corpus = Path(corpus)
-    if not (corpus / "corpus.json").is_file():
-        if (corpus / ".staging").exists() or (corpus / "rejects.csv").exists():
-            find_corpus(corpus)  # says that it is unfinished
-        raise ValueError(
-            f"{corpus} is not a prepared corpus (it holds no corpus.json), and only those can be inspected; "
-            "run `music2vec prepare SOURCE OUT` and inspect OUT."
-        )
-    try:
-        summary = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{corpus / 'corpus.json'} is not JSON ({error}); copy the corpus again.") from error
-    found = find_corpus(corpus)
-    files = {split: found.files[split] for split in choose_splits(corpus, found, "all")}
+    files, summary, rejects = _open_corpus(corpus)
     columns = _Columns()
     shards = [(split, path) for split, paths in files.items() for path in paths]
     for split, path in tqdm(shards, desc="reading columns", unit="shard", disable=not progress):
@@ -151,7 +147,7 @@ def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspecti
     if not len(durations):
         raise ValueError(f"{corpus} holds no clips; remove it and prepare it anew.")
     return Inspection(
-        corpus=corpus,
+        corpus=Path(corpus),
         summary=summary,
         files=files,
         splits=columns.splits,
@@ -161,8 +157,38 @@ def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspecti
         counts=columns.counts,
         metadata=columns.metadata,
         leaks=columns.leaks(),
-        reject_examples=_first_rejects(corpus / "rejects.csv"),
+        reject_examples=_first_rejects(rejects),
     )
+
+
+def _open_corpus(corpus: str | os.PathLike) -> tuple[dict[str, list[str]], dict, Path]:
+    """The shards by split, the content of corpus.json, and where rejects.csv would be."""
+    beside = Path(corpus)
+    summary = _read_summary(beside / "corpus.json")
+    found = find_corpus(corpus)
+    if found.kind != "parquet":
+        raise ValueError(
+            f"{corpus} is not a prepared corpus (it holds no shards but audio files or archives), and only those can "
+            "be inspected; run `music2vec prepare SOURCE OUT` and inspect OUT."
+        )
+    files = {split: found.files[split] for split in choose_splits(corpus, found, "all")}
+    if found.on_hub:
+        root = re.match(r"hf://datasets/[^/]+/[^/]+/", next(iter(files.values()))[0])[0]
+        files = {split: download_files(urls) for split, urls in files.items()}
+        # Absent where somebody pushed the shards alone.
+        path = download_if_there(root + "corpus.json")
+        summary = _read_summary(Path(path)) if path else {}
+        beside = Path(download_if_there(root + "rejects.csv") or "").parent
+    return files, summary, beside / "rejects.csv"
+
+
+def _read_summary(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy the corpus again.") from error
 
 
 def open_shard(path: str) -> pq.ParquetFile:
@@ -209,7 +235,7 @@ def describe_corpus(inspection: Inspection) -> list[tuple[str, str]]:
         counts = inspection.counts.get(name)
         facts.append((label, _clip_counts(counts) if counts else "not recorded in this corpus"))
     rejects = ", ".join(f"{count} {kind}" for kind, count in summary.get("rejects", {}).items())
-    facts.append(("rejects", rejects or "none"))
+    facts.append(("rejects", rejects or ("none" if summary else "not known, there is no corpus.json")))
     if summary.get("remainder_hours"):
         facts.append(("ends dropped", f"{summary['remainder_hours'] * 3600:.1f} s in all, shorter than a clip may be"))
     if summary.get("not_sampled"):

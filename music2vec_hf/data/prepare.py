@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from .sources import Listing, Track
 from .staging import staged_in_order
 
 FORMAT_VERSION = 3
+# A file may take `file_timeout` seconds, and one more for so many of its bytes.
+BYTES_A_SECOND = 50_000
 ENGINES = {"processes": staged_in_order, "ray": staged_by_ray}
 
 
@@ -55,6 +58,7 @@ def prepare_corpus(
     seed: int | None = None,
     shard: tuple[int, int] | None = None,
     engine: str = "processes",
+    file_timeout: float = 600.0,
 ) -> dict:
     """Turn audio files into a corpus that pretraining reads and that loads with plain `datasets`.
 
@@ -79,6 +83,8 @@ def prepare_corpus(
         shard (`tuple[int, int]`, *optional*): `(i, n)`: stage only the i-th of n parts, i from 0 on, and join nothing;
             [`merge_corpus`] does when all parts are there. Parts may run at the same time, on several machines.
         engine (`str`): what stages the tracks: `"processes"` of this machine, or `"ray"`; see [`staged_by_ray`].
+        file_timeout (`float`): seconds, and one more for each 50 kB, after which a file is given up and rejected as
+            "too slow"; 0 is never. Only where a process of its own decodes it, thus not with a `num_proc` of 1.
 
     Returns:
         `dict`: the content of `corpus.json`: hours, clips, tracks, splits, rejects, settings, versions. For a part
@@ -89,9 +95,11 @@ def prepare_corpus(
             another run is writing into it.
     """
     _check_settings(clip_seconds, min_seconds, num_proc, shard_megabytes, hours, seed)
+    if not (file_timeout >= 0 and math.isfinite(file_timeout)):
+        raise ValueError(f"`file_timeout` is {file_timeout}; give a number of seconds, or 0 for no limit.")
     if engine not in ENGINES:
         raise ValueError(f"There is no engine '{engine}'; use one of {', '.join(ENGINES)}.")
-    stage_all = partial(ENGINES[engine], num_proc=num_proc)
+    stage_all = partial(_stage_limited, ENGINES[engine], num_proc, file_timeout)
     if shard is not None:
         check_shard(shard)
     out = Path(out)
@@ -206,9 +214,17 @@ def _jobs(out: Path, listing: Listing, plan: dict) -> list[ClipJob]:
             stem=os.fspath(out / STAGING / "tracks" / f"{index // 1000:05d}" / f"{index:08d}"),
             clip_samples=round(plan["clip_seconds"] * SAMPLING_RATE),
             min_samples=round(plan["min_seconds"] * SAMPLING_RATE),
+            num_bytes=track.num_bytes,
         )
         for index, track in enumerate(listing.tracks)
     ]
+
+
+def _stage_limited(stage: Callable, num_proc: int, file_timeout: float, jobs: list[ClipJob], first: int):
+    """Stage all jobs by an engine, each within the seconds that it is given."""
+    if file_timeout:
+        jobs = [replace(job, max_seconds=file_timeout + job.num_bytes / BYTES_A_SECOND) for job in jobs]
+    return stage(jobs, first, num_proc)
 
 
 def _prepare_part(

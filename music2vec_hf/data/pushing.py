@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .claiming import read_finished
+from .hub_files import explain_push_errors
 
 # What `prepare_corpus` writes, and nothing that somebody put beside it.
 PUSHED = ["data/*.parquet", "rejects.csv", "README.md", "corpus.json"]
@@ -33,7 +33,7 @@ def push_corpus(out: str | os.PathLike, repo_id: str, private: bool = False) -> 
     if not out.is_dir() or read_finished(out, {}) is None:
         raise ValueError(f"{out} holds no finished corpus; make one with `music2vec prepare SOURCE {out}`.")
     api = HfApi()
-    try:
+    with explain_push_errors(out, repo_id):
         url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,
@@ -43,12 +43,6 @@ def push_corpus(out: str | os.PathLike, repo_id: str, private: bool = False) -> 
             delete_patterns=["data/*.parquet"],
             commit_message="Corpus made with music2vec prepare",
         )
-    except (HFValidationError, HTTPError, OSError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise ValueError(
-            f"{out} cannot be pushed to {repo_id} ({reason}); check the name, the connection and `hf auth login`. "
-            "The corpus itself is finished: push it again with the same command."
-        ) from error
     return str(url)
 
 

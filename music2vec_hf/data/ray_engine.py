@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .clips import ClipJob, read_staged, stage_track
+from .clips import ClipJob, read_staged
 from .packed import PackedFile
-from .staging import reject_crash
+from .staging import reject_lost, stage_guarded
 
 # Tracks that are begun before the first of them is waited for, for each core of the cluster.
 LEAD = 8
@@ -36,7 +36,7 @@ def staged_by_ray(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[di
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         ray.init(address, log_to_driver=False, **({} if address else {"num_cpus": num_proc}))
-    stage = ray.remote(stage_track)
+    stage = ray.remote(stage_guarded)
     lead = LEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque = deque()
     for number, job in enumerate(jobs, start=1):
@@ -46,7 +46,7 @@ def staged_by_ray(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[di
             try:
                 yield ray.get(result)
             except ray.exceptions.WorkerCrashedError:
-                yield reject_crash(job)
+                yield reject_lost(job)
 
 
 def _anywhere(job: ClipJob) -> ClipJob:

@@ -38,16 +38,17 @@ def _filter_bank(up: int, down: int) -> torchaudio.transforms.Resample:
 
 
 class StreamResampler:
-    """Plans and runs the resampling of a mono stream from `rate` to 16 kHz.
+    """Plans and runs the resampling of a mono stream from `rate` to `target_rate`.
 
     Time is counted in units: `down` input samples, which become `up` output samples.
 
     Args:
         rate (`int`): sampling rate of the input in Hz.
+        target_rate (`int`): that of the output.
     """
 
-    def __init__(self, rate: int):
-        ratio = Fraction(rate, SAMPLING_RATE).limit_denominator(MAX_DENOMINATOR)
+    def __init__(self, rate: int, target_rate: int = SAMPLING_RATE):
+        ratio = Fraction(rate, target_rate).limit_denominator(MAX_DENOMINATOR)
         self.down, self.up = ratio.numerator, ratio.denominator
         # Units on either side that an output sample depends on.
         reach = LOWPASS_FILTER_WIDTH * max(self.down / self.up, 1.0) / ROLLOFF

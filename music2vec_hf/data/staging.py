@@ -1,9 +1,11 @@
-"""Staging all tracks in order, by one or many processes, past decoders that crash.
+"""Staging all tracks in order, by one or many processes, past decoders that crash or hang.
 
 A decoder is C code that is fed whatever lies on the disk. Where one ends its process, the tracks that were being
-decoded are tried again, each in a process of its own; one that ends this too is rejected.
+decoded are tried again, each in a process of its own; one that ends this too is rejected. So is one that takes
+longer than it may, at which its process ends itself.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -19,7 +21,8 @@ from .clips import ClipJob, end_with_parent, read_staged, rejection, stage_track
 def staged_in_order(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[dict]:
     """Yield what [`stage_track`] returns for all jobs, in order; those before `first` are only read.
 
-    With one process a crash ends this one too. Started again, it goes on past the track.
+    With one process a crash ends this one too, and a decoder that hangs has to be interrupted. Started again, it goes
+    on past the track.
     """
     for job in jobs[:first]:
         yield read_staged(job.stem)
@@ -44,7 +47,10 @@ def staged_in_order(jobs: list[ClipJob], first: int, num_proc: int) -> Iterator[
             if not begun:
                 raise _no_processes() from None
             for job in begun:
-                _stage_apart(job)
+                if _timed_out(job):
+                    reject_lost(job)
+                else:
+                    _stage_apart(job)
 
 
 def _staged_by_pool(jobs: list[ClipJob], num_proc: int) -> Iterator[dict]:
@@ -52,7 +58,7 @@ def _staged_by_pool(jobs: list[ClipJob], num_proc: int) -> Iterator[dict]:
     try:
         waiting: deque = deque()
         for job in jobs:
-            waiting.append(pool.submit(_stage_marked, job))
+            waiting.append(pool.submit(stage_guarded, job))
             # A bounded lead keeps the staged, not yet joined clips few.
             if len(waiting) >= 8 * num_proc:
                 yield waiting.popleft().result()
@@ -70,6 +76,20 @@ def _stage_marked(job: ClipJob) -> dict:
     return result
 
 
+def stage_guarded(job: ClipJob) -> dict:
+    """Stage a track and end this process if that takes longer than it may; the file that marks it then says so."""
+    with open(_mark(job), "w") as mark:
+        if job.max_seconds:
+            # A thread that needs no lock of Python's, which a decoder that hangs may hold.
+            faulthandler.dump_traceback_later(job.max_seconds, exit=True, file=mark)
+        try:
+            result = stage_track(job)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    _mark(job).unlink()
+    return result
+
+
 def _stage_apart(job: ClipJob) -> dict:
     """Stage a track in a process of its own, and reject it if that ends."""
     pool = _open_pool(1)
@@ -78,20 +98,26 @@ def _stage_apart(job: ClipJob) -> dict:
     except BrokenProcessPool:
         raise _no_processes() from None
     try:
-        result = pool.submit(stage_track, job).result()
+        return pool.submit(stage_guarded, job).result()
     except BrokenProcessPool:
-        result = reject_crash(job)
+        return reject_lost(job)
     finally:
         pool.shutdown()
+
+
+def reject_lost(job: ClipJob) -> dict:
+    """Stage the rejection of a track on which its process has ended, and return it."""
+    if _timed_out(job):
+        result = rejection("too slow", f"decoding it takes longer than {job.max_seconds:.0f} s.")
+    else:
+        result = rejection("undecodable", "the decoder crashes on it.")
+    write_atomically(Path(job.stem + ".json"), json.dumps(result))
     _mark(job).unlink(missing_ok=True)
     return result
 
 
-def reject_crash(job: ClipJob) -> dict:
-    """Stage the rejection of a track whose decoder ends its process, and return it."""
-    result = rejection("undecodable", "the decoder crashes on it.")
-    write_atomically(Path(job.stem + ".json"), json.dumps(result))
-    return result
+def _timed_out(job: ClipJob) -> bool:
+    return _mark(job).exists() and _mark(job).stat().st_size > 0
 
 
 def _open_pool(num_proc: int) -> ProcessPoolExecutor:

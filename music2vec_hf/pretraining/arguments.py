@@ -18,6 +18,7 @@ _RANGES = {
     "mask_group_seconds": (0.1, 1e7),
     "buffer_size": (1, 10**9),
     "crops_per_clip": (1, 10**6),
+    "masks_per_crop": (1, 1000),
     "mix_prob": (0.0, 1.0),
     "gain_db": (0.0, 60.0),
     "max_failed_share": (0.0, 1.0),
@@ -128,6 +129,9 @@ class Recipe:
     mask_time_length: int = 10
     mask_dropout: float = 0.0
     require_same_masks: bool = True
+    masks_per_crop: int = field(
+        default=1, metadata={"help": "masked views of a crop, which share one pass of front end and teacher"}
+    )
     average_top_k_layers: int = 8
     ema_decay: float = 0.999
     ema_end_decay: float = 0.9999

@@ -45,8 +45,8 @@ def largest_pass(recipe, device: torch.device, student, teacher, rows: int) -> i
 
     @find_executable_batch_size(starting_batch_size=rows)
     def passes(rows):
-        mask = torch.zeros(rows, recipe.num_frames, dtype=torch.bool, device=device)
-        mask[:, : recipe.num_frames // 2] = True
+        mask = torch.zeros(rows, recipe.masks_per_crop, recipe.num_frames, dtype=torch.bool, device=device)
+        mask[..., : recipe.num_frames // 2] = True
         with autocast(recipe.precision, device.type):
             output = student(torch.randn(rows, recipe.num_samples, device=device), None, mask, teacher)
         output.loss.backward()

@@ -26,6 +26,7 @@ from music2vec_hf.pretraining.checkpoints import (
 from music2vec_hf.pretraining.fitting import fitting_seconds
 from music2vec_hf.pretraining.monitors import Monitor, TrainingStopped
 from music2vec_hf.pretraining.online_probe import OnlineProbe
+from music2vec_hf.pretraining.run_record import write_run_record
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
 from music2vec_hf.pretraining.sharding import shard_student, sharding_is_asked, touch_all, whole
 from music2vec_hf.pretraining.signals import StopRequest, TrainingInterrupted
@@ -42,7 +43,8 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     Args:
         recipe ([`Recipe`]): from [`load_recipe`].
         corpus (`str` or `Path`): a prepared corpus, or any other that [`load_corpus`] reads.
-        output (`str` or `Path`): folder of the run: `checkpoint-<step>/`, `metrics.jsonl`, and at the end the model.
+        output (`str` or `Path`): folder of the run: `checkpoint-<step>/`, `metrics.jsonl`, `run.json`, and at the
+            end the model.
         resume (`bool`): go on from the last checkpoint in `output`, if there is one.
 
     Returns:
@@ -71,9 +73,11 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     micro_steps = count_micro_steps(recipe, accelerator.num_processes, max_seconds)
     batches, audio = open_corpus(accelerator, recipe, corpus, state.step, micro_steps)
     announce(accelerator, recipe, state, audio, micro_steps)
+    if accelerator.is_main_process:
+        write_run_record(output, recipe, corpus, audio, state.step, accelerator)
     feature_extractor = Music2VecFeatureExtractor(receptive_field=state.student.config.receptive_field)
     try:
-        run_steps(accelerator, recipe, state, iter(batches), micro_steps, output, feature_extractor, probe)
+        run_steps(accelerator, recipe, state, batches, micro_steps, output, feature_extractor, probe)
     except TrainingStopped as error:
         kept = checkpoints(output)
         last = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved."
@@ -87,7 +91,7 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
 
 
 def run_steps(
-    accelerator, recipe: Recipe, state: TrainingState, stream, micro_steps, output, feature_extractor, probe
+    accelerator, recipe: Recipe, state: TrainingState, batches, micro_steps, output, feature_extractor, probe
 ):
     """The loop itself: from `state.step` to `max_steps`; `probe` is the main process' [`OnlineProbe`], if any."""
     if sharding_is_asked(recipe):
@@ -95,6 +99,7 @@ def run_steps(
         model = state.student
     else:
         model = accelerator.prepare_model(state.student)
+    stream, failed = iter(batches), getattr(batches.dataset, "failed", None)  # a stream counts no failed clips
     monitor = Monitor(output, recipe, state.step, accelerator)
     with contextlib.closing(monitor), StopRequest(accelerator) as request:
         while state.step < recipe.max_steps:
@@ -108,7 +113,7 @@ def run_steps(
             state.step += 1
 
             # 5. Watch, log, save.
-            monitor.end_step(state.step, state.skipped, **values)
+            monitor.end_step(state.step, state.skipped, failed.count if failed else 0, **values)
             if probe and state.step % recipe.probe_every == 0:
                 monitor.write({"step": state.step, **probe(state.student, feature_extractor)})
             check_skipped(recipe, state)
@@ -281,6 +286,7 @@ def batch_plan(recipe: Recipe) -> BatchPlan:
         mask_time_length=recipe.mask_time_length,
         require_same_masks=recipe.require_same_masks,
         mask_dropout=recipe.mask_dropout,
+        masks_per_crop=recipe.masks_per_crop,
         normalize=recipe.normalize,
         crops_per_clip=recipe.crops_per_clip,
         mix_prob=recipe.mix_prob,
@@ -297,7 +303,7 @@ def count_micro_steps(recipe: Recipe, num_processes: int, max_seconds: float) ->
 
 def nominal_masked(recipe: Recipe) -> float:
     """About the number of masked frames in an update, which keeps the summed loss in the range of a mean."""
-    return 0.5 * recipe.rows_per_update * recipe.num_frames
+    return 0.5 * recipe.rows_per_update * recipe.masks_per_crop * recipe.num_frames
 
 
 def stream_seed(seed: int, *indices: int) -> int:

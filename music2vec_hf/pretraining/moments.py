@@ -29,7 +29,7 @@ class FrameMoments:
 
     @torch.no_grad()
     def add(self, output, mask_time_indices: torch.Tensor) -> None:
-        """Take in one micro-batch's [`Music2VecForPreTrainingOutput`] and its mask `[B, T]`."""
+        """Take in one micro-batch's [`Music2VecForPreTrainingOutput`] and its masks, `[B, T]` or `[B, V, T]`."""
         targets = output.targets.float()
         for row, values in enumerate((targets, output.predictions, output.projected_features.flatten(0, 1))):
             values = values.detach().float()
@@ -37,7 +37,10 @@ class FrameMoments:
             self.sums["sum"][row] += values.sum(0)
             self.sums["square_sum"][row] += values.square().sum(0)
         self.sums["target_products"] += targets.T @ targets
-        frames = mask_time_indices.bool().nonzero()[:, 1]  # row-major, as the targets
+        places = mask_time_indices.bool().nonzero()  # row-major, as the targets
+        if mask_time_indices.ndim == 3:  # several views of a clip have equal targets: the first stands for the clip
+            targets, places = targets[places[:, 1] == 0], places[places[:, 1] == 0]
+        frames = places[:, -1]
         self.sums["position_count"].index_add_(0, frames, torch.ones_like(frames, dtype=torch.float32))
         self.sums["position_sum"].index_add_(0, frames, targets)
         self.sums["position_square_sum"].index_add_(0, frames, targets.square().sum(1))

@@ -59,7 +59,8 @@ class Monitor:
         if step % self.recipe.log_every == 0 or step == self.recipe.max_steps:
             device = self.accelerator.device
             self.moments = FrameMoments(self.recipe.num_frames, self.recipe.hidden_size, device)
-            self.totals = torch.zeros(3, device=device)  # loss summed over masked frames, masked frames, frames
+            # Loss summed over masked frames, masked frames, frames, clips that could not be read.
+            self.totals = torch.zeros(4, device=device)
 
     def wait_for(self, stream):
         """The next batch of `stream`; the time it takes is counted as waiting for data."""
@@ -78,12 +79,13 @@ class Monitor:
         self.totals[2] += mask_time_indices.numel()
         self.moments.add(output, mask_time_indices)
 
-    def end_step(self, step: int, skipped: int, **values: float) -> None:
+    def end_step(self, step: int, skipped: int, failed_clips: int, **values: float) -> None:
         """Close optimiser step `step`; where a record is due, write it and check for collapse.
 
         Args:
             step (`int`): number of the step.
             skipped (`int`): updates skipped so far because they were not finite.
+            failed_clips (`int`): clips that this process has found unreadable so far; recorded where there are any.
             values: what the loop knows itself: `learning_rate`, `ema_decay`, `grad_norm`.
 
         Raises:
@@ -92,7 +94,8 @@ class Monitor:
         self.bar.update(1)
         if self.moments is None:
             return
-        loss_sum, masked, frames = self.accelerator.reduce(self.totals, "sum").tolist()
+        self.totals[3] = failed_clips
+        loss_sum, masked, frames, failed = self.accelerator.reduce(self.totals, "sum").tolist()
         now = time.perf_counter()
         audio_seconds = (step - self.last_step) * self.recipe.rows_per_update * self.recipe.crop_seconds
         record = {
@@ -102,6 +105,7 @@ class Monitor:
             **self.moments.monitors(lambda sums: self.accelerator.reduce(sums, "sum")),
             **{name: float(value) for name, value in values.items()},
             "skipped_updates": skipped,
+            **({"failed_clips": int(failed)} if failed else {}),
             "audio_seconds_per_second": audio_seconds / (now - self.started),
             "data_wait_share": self.waited / (now - self.started),
             "peak_memory_gib": peak_memory_gib(self.accelerator.device),

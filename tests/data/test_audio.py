@@ -224,25 +224,34 @@ def test_torchcodec_reads_what_soundfile_cannot(tmp_path, monkeypatch):
     samples = torch.from_numpy(noise(48000 * 12, 2).astype(np.float32)).T  # [channels, n]
 
     class AudioDecoder:
-        """torchcodec's decoder as far as it is used: a clock that starts at 0.5 s, half-open ranges."""
+        """torchcodec's decoder as far as it is used: codec frames of 1000 samples, a clock that starts at 0.5 s."""
 
         def __init__(self, source):
+            self._decoder = self
             self.metadata = types.SimpleNamespace(
                 sample_rate=48000,
                 num_channels=2,
                 codec="aac",
                 duration_seconds_from_header=12.0,
+                duration_seconds=12.0,
                 begin_stream_seconds_from_header=0.5,
             )
 
-        def get_samples_played_in_range(self, start, stop):
-            first, last = round((start - 0.5) * 48000), round((stop - 0.5) * 48000)
-            if first >= samples.shape[1]:
-                raise RuntimeError("No audio frames were decoded.")
-            return types.SimpleNamespace(data=samples[:, first:last])
+    def get_frames(decoder, start_seconds, stop_seconds):
+        first = max(0, int((start_seconds - 0.5) * 48)) * 1000
+        last = samples.shape[1] if stop_seconds is None else -(-int((stop_seconds - 0.5) * 48000) // 1000) * 1000
+        if first >= min(last, samples.shape[1]):
+            raise RuntimeError("No audio frames were decoded.")
+        return samples[:, first:last], torch.tensor(0.5 + first / 48000)
 
+    streams = types.SimpleNamespace(streams=[None], duration_seconds_from_header=None)
+    core = types.SimpleNamespace(
+        get_container_metadata=lambda decoder: streams, get_frames_by_pts_in_range_audio=get_frames
+    )
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec._core", core)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(AudioDecoder=AudioDecoder))
+    monkeypatch.setattr("music2vec_hf.data.decoding.CODEC_STEP", 3.7)
     path = tmp_path / "song.m4a"
     path.write_bytes(b"\x00\x00\x00\x20ftypM4A " + bytes(200))
     expected = read_audio(encoded(samples.T.numpy(), 48000, subtype="FLOAT"))

@@ -91,18 +91,22 @@ def test_mutated_files_are_decoded_or_refused(count):
     assert int(lines[-2].split()[2]) < 100, lines[-2:]
 
 
-# A process whose decoder ends it for files called so, in workers too.
+# A process whose decoder ends it for files called so, and hangs on others, in workers too.
 CRASH = """
-import os, sys
+import ctypes, os, sys
 from music2vec_hf.data import clips, prepare
 class Crashing(clips.AudioReader):
     def __init__(self, path, name=None):
         if name.startswith("crash"):
             os.kill(os.getpid(), 11)
+        if name.startswith("hang"):
+            ctypes.PyDLL(None).sleep(600)  # holds the lock of Python's threads
         super().__init__(path, name)
 clips.AudioReader = Crashing
 if __name__ == "__main__":
-    prepare.prepare_corpus(sys.argv[1], sys.argv[2], clip_seconds=5.0, num_proc=int(sys.argv[3]), progress=False)
+    timeout = float(sys.argv[4]) if len(sys.argv) > 4 else 600.0
+    settings = {"clip_seconds": 5.0, "num_proc": int(sys.argv[3]), "file_timeout": timeout, "progress": False}
+    prepare.prepare_corpus(sys.argv[1], sys.argv[2], **settings)
 """
 
 
@@ -123,6 +127,26 @@ def test_a_decoder_that_crashes_costs_one_reject(tmp_path, num_proc):
         "crash 2.wav,undecodable: the decoder crashes on it.",
     ]
     assert prepare_corpus(source, out, clip_seconds=5.0)["clips"] == 3
+
+
+@pytest.mark.slow
+def test_a_decoder_that_hangs_costs_one_reject(tmp_path):
+    source, out, script = tmp_path / "source", tmp_path / "out", tmp_path / "script.py"
+    source.mkdir()
+    for index, name in enumerate(["a", "hang", "z"]):
+        (source / f"{name}.wav").write_bytes(encoded(music(3, seed=index)))
+    script.write_text(CRASH)
+    subprocess.run([sys.executable, str(script), str(source), str(out), "2", "10"], check=True, timeout=280)
+    assert (out / "rejects.csv").read_text().splitlines()[1:] == [
+        "hang.wav,too slow: decoding it takes longer than 12 s.",  # 10 s and two for its 96 kB
+    ]
+    assert prepare_corpus(source, out, clip_seconds=5.0)["clips"] == 2
+
+
+@pytest.mark.parametrize("file_timeout", [-1, float("nan")])
+def test_a_timeout_that_makes_no_sense_is_refused(tmp_path, file_timeout):
+    with pytest.raises(ValueError, match=r"`file_timeout` is .*give a number of seconds, or 0 for no limit"):
+        prepare_corpus(tmp_path, tmp_path / "out", file_timeout=file_timeout)
 
 
 @pytest.mark.slow

@@ -5,15 +5,20 @@ import hashlib
 import io
 import json
 import re
+import shutil
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from toy_plan import PLAN
 
 from music2vec_hf.cli import main
-from music2vec_hf.data.corpus import prepare_corpus
-from music2vec_hf.data.inspection import find_warnings, format_summary, inspect_corpus
+from music2vec_hf.data.batches import CropDataset
+from music2vec_hf.data.corpus import load_corpus, prepare_corpus
+from music2vec_hf.data.inspection import SOURCE_COLUMNS, find_warnings, format_summary, inspect_corpus
 from music2vec_hf.data.inspection_page import draw_clips, log_spectrogram, write_page
 from music2vec_hf.data.sources import CORPUS_COLUMNS
 
@@ -197,6 +202,48 @@ def test_the_verb_prints_and_writes(corpus, tmp_path, monkeypatch, capsys):
     assert "(seed 3)" in (tmp_path / "inspection.html").read_text()
 
 
+def test_shards_alone_are_inspected_too(corpus, inspection, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for path in (corpus / "data").iterdir():
+        (tmp_path / "shards" / path.name).write_bytes(path.read_bytes())
+    for name in (tmp_path / "shards", f"{tmp_path}/shards/*.parquet"):
+        found = inspect_corpus(name, progress=False)
+        assert found.splits == inspection.splits and found.leaks == inspection.leaks
+        assert dict(facts_of(format_summary(found)))["rejects"] == "not known, there is no corpus.json"
+    page = write_page(found, tmp_path / "page.html").read_text()
+    assert page.count("<audio") == 7 and "Nothing was left out." not in page
+    columns = {"audio": [{"bytes": b"", "path": "a"}], "duration": [1.0]}
+    pq.write_table(pa.table(columns), tmp_path / "shards" / "foreign.parquet")
+    with pytest.raises(ValueError, match=r"foreign.parquet has no column track_id, source, clip_start, clip_mean, cl"):
+        inspect_corpus(tmp_path / "shards", progress=False)
+
+
+def test_a_corpus_of_format_2_is_inspected_and_trained_on(corpus, inspection, tmp_path, monkeypatch):
+    """Written before the columns of what a clip's file was; else the files are the same."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shutil.copytree(corpus, tmp_path / "old")
+    summary = json.loads((corpus / "corpus.json").read_text())
+    summary["settings"]["format_version"] = 2
+    (tmp_path / "old" / "corpus.json").write_text(json.dumps(summary))
+    for path in (tmp_path / "old" / "data").iterdir():
+        table = pq.read_table(path).drop_columns(list(SOURCE_COLUMNS.values()))
+        # As `datasets` tells its own types.
+        about = json.loads(table.schema.metadata[b"huggingface"])
+        for name in SOURCE_COLUMNS.values():
+            del about["info"]["features"][name]
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), path)
+    found = inspect_corpus(tmp_path / "old", progress=False)
+    facts = dict(facts_of(format_summary(found)))
+    assert {facts[label] for label in SOURCE_COLUMNS} == {"not recorded in this corpus"}
+    assert found.splits == inspection.splits and find_warnings(found) == find_warnings(inspection)
+    assert write_page(found, tmp_path / "page.html").read_text().count("<audio") == 7
+    old, new = (CropDataset(load_corpus(folder, "train"), PLAN) for folder in (tmp_path / "old", corpus))
+    for row in range(PLAN.rows_per_update):
+        np.testing.assert_array_equal(old[0, row][1], new[0, row][1])
+    with pytest.raises(ValueError, match="was made with format_version 2, now it is 3; take the same, another folder"):
+        prepare_corpus(corpus.parent / "source", tmp_path / "old", clip_seconds=5.0, progress=False)
+
+
 @pytest.mark.parametrize("case", ["absent", "audio", "unfinished", "damaged", "no json", "page"])
 def test_a_mistake_is_one_sentence(case, corpus, tmp_path, capsys):
     target = tmp_path / "corpus"
@@ -214,7 +261,7 @@ def test_a_mistake_is_one_sentence(case, corpus, tmp_path, capsys):
         (target / "corpus.json").write_text('{"splits": {"train": {"shards": 1}}}' if case == "damaged" else "{")
         (target / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     sentence = {
-        "absent": "is not a prepared corpus",
+        "absent": "is not a folder; make a corpus with `music2vec prepare SOURCE",
         "audio": "run `music2vec prepare SOURCE OUT` and inspect OUT",
         "unfinished": "holds no finished corpus",
         "damaged": "is no whole Parquet file",

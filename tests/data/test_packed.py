@@ -165,6 +165,7 @@ import sys
 import numpy as np
 from music2vec_hf.cli import main
 from music2vec_hf.data.corpus import load_corpus, prepare_corpus
+from music2vec_hf.data.inspection import inspect_corpus
 source, out, again = sys.argv[1:]
 if __name__ == "__main__":
     words = ["prepare", source, out, "--clip-seconds", "5", "--num-proc", "1", "--push-to-hub"]
@@ -173,6 +174,8 @@ if __name__ == "__main__":
     assert local.column_names == remote.column_names and local[:] == remote[:]
     assert main([*words, "someone/corpus"]) == 0
     assert main([*words, "nobody/..corpus"]) == 1
+    assert inspect_corpus("someone/corpus").splits == inspect_corpus(out).splits
+    assert inspect_corpus("someone/corpus").summary == inspect_corpus(out).summary
     assert prepare_corpus("someone/raw", again, clip_seconds=5.0, progress=False)["clips"] == len(local)
 """
 

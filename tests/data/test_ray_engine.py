@@ -48,7 +48,7 @@ def test_a_decoder_that_crashes_is_one_reject(two_workers, source, tmp_path, mon
     def crash(job):
         os._exit(139)
 
-    monkeypatch.setattr("music2vec_hf.data.ray_engine.stage_track", crash)
+    monkeypatch.setattr("music2vec_hf.data.ray_engine.stage_guarded", crash)
     job = ClipJob(str(source / "0.flac"), "0.flac", "0", str(tmp_path / "staged" / "0"), 64_000, 16_000)
     (result,) = staged_by_ray([job], 0, 2)
     assert result["rejects"] == [("undecodable", "undecodable: the decoder crashes on it.")]

@@ -9,6 +9,8 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -97,6 +99,21 @@ def test_micro_batches_give_the_same_update(whole_run, toy_corpus, tmp_path, toy
     two = pretrain(toy_recipe(**quiet, max_seconds_per_device=2.0), toy_corpus, tmp_path / "two")
     for ours, theirs in zip(losses(one), losses(two), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_clips_that_cannot_be_read_are_counted_in_the_records(toy_corpus, tmp_path, toy_recipe):
+    shutil.copytree(toy_corpus, tmp_path / "damaged")
+    (shard,) = (tmp_path / "damaged" / "data").iterdir()
+    table = pq.read_table(shard)
+    clips = table["audio"].to_pylist()
+    for clip in clips[:2]:
+        clip["bytes"] = clip["bytes"][:300]
+    audio = pa.array(clips, table.schema.field("audio").type)
+    pq.write_table(table.set_column(0, table.schema.field("audio"), audio), shard)
+    # Three steps of four crops are an epoch of the twelve clips.
+    records = read_records(pretrain(toy_recipe(max_steps=3), tmp_path / "damaged", tmp_path / "run"))
+    counts = [record.get("failed_clips", 0) for record in records]
+    assert counts == sorted(counts) and counts[-1] == 2
 
 
 def test_micro_steps_follow_from_what_a_device_holds(toy_recipe):

@@ -1,0 +1,217 @@
+"""`pipeline("audio-classification")` for music: any file, bytes, URL or array, any rate and length, without FFmpeg.
+
+Importing `music2vec_hf` puts it behind transformers' task name; models that are not Music2Vec keep the stock pipeline.
+In a repository that carries this file, `config.json` names it under `custom_pipelines` ([`CUSTOM_PIPELINES`]), so that
+`pipeline(..., trust_remote_code=True)` finds it without the package.
+"""
+
+import io
+import os
+import urllib.request
+
+import numpy as np
+import torch
+from transformers import AudioClassificationPipeline, Pipeline
+
+from .feature_extraction_music2vec import Music2VecFeatureExtractor
+
+TASK = "audio-classification"
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_music2vec.Music2VecAudioClassificationPipeline",
+        "pt": ["AutoModelForAudioClassification"],
+    }
+}
+_BATCH_SECONDS = 60.0
+_BLOCK_SAMPLES = 1 << 20
+_URL_TIMEOUT_SECONDS = 60.0
+_TOP_K = 5
+_FUNCTIONS = {"regression": "none", "multi_label_classification": "sigmoid"}
+
+
+class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
+    """Tags, genre, key or emotion of songs of any length.
+
+    A song is normalised as a whole, cut into windows of `config.window_seconds` (a rest too short for one frame is
+    left out), and the windows' logits are averaged, each weighted by its frames. Where `config.window_average` is
+    `"features"`, as in exported probes, the pooled features are averaged so and the head answers once.
+
+    Args:
+        model ([`Music2VecForSequenceClassification`]): a model of another type gets transformers' own pipeline.
+        feature_extractor ([`Music2VecFeatureExtractor`], *optional*): by default one with the reference's settings.
+        The others are those of transformers' `Pipeline`, and those of a call.
+
+    Raises:
+        ValueError: for a Music2Vec model without a head for clips.
+    """
+
+    def __new__(cls, model=None, **kwargs):
+        if model is not None and model.config.model_type != "music2vec":
+            return AudioClassificationPipeline(model=model, **kwargs)
+        return super().__new__(cls)
+
+    def __init__(self, model, feature_extractor=None, **kwargs):
+        if not hasattr(model, "pool"):
+            raise ValueError(
+                f"{type(model).__name__} has no head for clips. Load the model with AutoModelForAudioClassification."
+            )
+        if not hasattr(feature_extractor, "to_samples"):  # none, or that of a plain data2vec-audio repository
+            feature_extractor = Music2VecFeatureExtractor(receptive_field=model.config.receptive_field)
+        # Not the stock constructor: it sets a `top_k` and checks the model against transformers' own ones.
+        Pipeline.__init__(self, model=model, feature_extractor=feature_extractor, **kwargs)
+
+    def __call__(self, inputs, batch_size: int | None = None, **kwargs):
+        """Classify one song, or each of a list, data set or generator of songs.
+
+        Args:
+            inputs: a path, an `http(s)://` URL, the bytes of an audio file, an array or tensor (`[num_samples]`, or
+                with its channels on the shorter axis), or a `dict` with `array` or `raw` and `sampling_rate`, or with
+                `bytes` or `path`. soundfile decodes: wav, flac, ogg, opus, mp3, aiff.
+            batch_size (`int`, *optional*): windows of a song that the model hears at once; by default a minute's.
+            sampling_rate (`int`, *optional*): of a bare array, in Hz; by default that of the model, 16 kHz.
+            window_seconds (`float`, *optional*): in place of `config.window_seconds`.
+            top_k (`int`, *optional*): how many labels, the highest first; `None` means all. By default 5, and for
+                regression all of them in the model's order.
+            function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`. By default what
+                `config.problem_type` asks for: probabilities of exclusive labels, of each label, or, for regression,
+                the values themselves in the labels' own units.
+            return_timeline (`bool`): also return the answer for each window.
+
+        Returns:
+            `list[dict]` with `label` and `score`; with `return_timeline` a `dict` with that list under `labels` and
+            under `timeline` a list of `dict` with `start` and `end` (seconds) and `labels`. For several songs a list
+            (an iterator for data sets and generators) of those.
+
+        Raises:
+            ValueError: for audio or settings that cannot be used, in one sentence; OSError for a path or URL that
+                cannot be read.
+        """
+        if isinstance(inputs, list) and not inputs:
+            return []
+        windows_per_batch = batch_size or self._batch_size
+        # One song at a time: transformers would pad several to one length, which changes answers.
+        return super().__call__(inputs, batch_size=1, windows_per_batch=windows_per_batch, **kwargs)
+
+    def _sanitize_parameters(self, **parameters):
+        steps = (
+            ("sampling_rate", "window_seconds"),
+            ("windows_per_batch",),
+            ("top_k", "function_to_apply", "return_timeline"),
+        )
+        top_k, function = parameters.get("top_k"), parameters.get("function_to_apply")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` is {top_k}. Use at least 1, or None for all labels.")
+        if function not in (None, "softmax", "sigmoid", "none"):
+            raise ValueError(f"`function_to_apply` is {function!r}. Use 'softmax', 'sigmoid' or 'none'.")
+        return tuple({name: parameters[name] for name in names if name in parameters} for names in steps)
+
+    def preprocess(self, inputs, sampling_rate=None, window_seconds=None):
+        samples = self._read(inputs, sampling_rate)
+        if self.feature_extractor.do_normalize:
+            samples = self.feature_extractor.normalize(samples)
+        window_seconds = self.model.config.window_seconds if window_seconds is None else window_seconds
+        rate, shortest = self.feature_extractor.sampling_rate, self.model.config.receptive_field
+        window = round(window_seconds * rate)
+        if window < shortest:
+            raise ValueError(f"`window_seconds` is {window_seconds}. Use at least {shortest / rate} s, one frame.")
+        whole = len(samples) // window * window
+        parts = [samples[:whole].reshape(-1, window), samples[None, whole:]]
+        return {"windows": [torch.from_numpy(part) for part in parts if len(part) and part.shape[1] >= shortest]}
+
+    def _read(self, source, sampling_rate) -> np.ndarray:
+        """Mono float32 `[N]` at the model's rate."""
+        if hasattr(source, "get_all_samples"):  # torchcodec's decoder, which `datasets` hands out
+            decoded = source.get_all_samples()
+            return self.feature_extractor.to_samples(decoded.data, decoded.sample_rate)
+        if isinstance(source, dict):
+            for key in ("array", "raw"):
+                if source.get(key) is not None:
+                    rate = source.get("sampling_rate", sampling_rate)
+                    if rate is None:
+                        raise ValueError(f"The audio under {key!r} has no `sampling_rate` beside it. Give it in Hz.")
+                    return self.feature_extractor.to_samples(source[key], rate)
+            encoded = next((source[key] for key in ("bytes", "path") if source.get(key) is not None), None)
+            if encoded is None:
+                raise ValueError(
+                    f"The audio is a dict with {', '.join(map(repr, source)) or 'nothing'}. It needs 'array' and "
+                    "'sampling_rate', or 'bytes', or 'path'."
+                )
+            source = encoded
+        if not isinstance(source, (str, os.PathLike, bytes)):
+            return self.feature_extractor.to_samples(source, sampling_rate)
+        name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else os.fspath(source)
+        return self.feature_extractor.to_samples(*_decode(_load(source), name))
+
+    def _forward(self, model_inputs, windows_per_batch=None):
+        config, rate = self.model.config, self.feature_extractor.sampling_rate
+        features, num_frames, times = [], [], []
+        for windows in model_inputs["windows"]:
+            length = windows.shape[1]
+            rows = windows_per_batch or max(1, int(_BATCH_SECONDS * rate / length))
+            for batch in windows.to(self.model.dtype).split(rows):
+                features.append(self.model.pool(batch)[0])
+            num_frames += [config.num_frames(length)] * len(windows)
+            start = times[-1][1] if times else 0.0
+            times += [(start + i * length / rate, start + (i + 1) * length / rate) for i in range(len(windows))]
+        features = torch.cat(features)  # [windows, width]
+        logits = self.model.classify(features).float()  # [windows, num_labels]
+        weights = torch.tensor(num_frames, device=logits.device, dtype=torch.float32)[:, None]
+        weights = weights / weights.sum()
+        if config.window_average == "features":
+            average = self.model.classify((weights * features.float()).sum(0).to(features.dtype)).float()
+        else:
+            average = (weights * logits).sum(0)
+        return {"logits": average, "window_logits": logits, "times": times}
+
+    def postprocess(self, model_outputs, top_k="default", function_to_apply=None, return_timeline=False):
+        regression = self.model.config.problem_type == "regression"
+        function = function_to_apply or _FUNCTIONS.get(self.model.config.problem_type, "softmax")
+        in_order = regression and top_k == "default"
+        top_k = None if in_order else _TOP_K if top_k == "default" else top_k
+
+        def labels(logits: torch.Tensor) -> list[dict]:
+            scores = {"softmax": logits.softmax(-1), "sigmoid": logits.sigmoid(), "none": logits}[function]
+            chosen = range(len(scores)) if in_order else scores.argsort(descending=True)[:top_k].tolist()
+            return [{"score": scores[i].item(), "label": self.model.config.id2label[i]} for i in chosen]
+
+        answer = labels(model_outputs["logits"])
+        if not return_timeline:
+            return answer
+        windows = zip(model_outputs["times"], model_outputs["window_logits"], strict=True)
+        timeline = [{"start": start, "end": end, "labels": labels(logits)} for (start, end), logits in windows]
+        return {"labels": answer, "timeline": timeline}
+
+
+def _load(source: str | os.PathLike | bytes) -> bytes:
+    """The bytes themselves, or what lies in the file or behind the URL."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        request = urllib.request.Request(source, headers={"User-Agent": "music2vec_hf"})
+        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:
+            return response.read()
+    with open(source, "rb") as file:
+        return file.read()
+
+
+def _decode(encoded: bytes, name: str) -> tuple[np.ndarray, int]:
+    """An audio file of any format that soundfile reads -> mono float32 `[N]` at its own rate, and that rate."""
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ValueError(
+            f"Decoding {name} needs soundfile: pip install soundfile. Or give the samples as an array."
+        ) from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
+            blocks = file.blocks(blocksize=_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+            parts = [block.mean(1) for block in blocks]  # the average of the channels
+            return np.concatenate(parts) if parts else np.zeros(0, np.float32), file.samplerate
+    except soundfile.SoundFileError as error:
+        raise ValueError(
+            f"{name} cannot be decoded ({error}). soundfile reads wav, flac, ogg, opus, mp3 and aiff: convert the "
+            "file, or give its samples as an array."
+        ) from error
+
+
+__all__ = ["CUSTOM_PIPELINES", "TASK", "Music2VecAudioClassificationPipeline"]
