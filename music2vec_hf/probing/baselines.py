@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .rows import FeatureRows, cut
 from .tasks import TaskData
 
 SAMPLING_RATE = 16_000
@@ -21,6 +22,9 @@ CHROMA_HOP = 2048
 MFCC_WINDOW = 1024
 MFCC_HOP = 512
 NUM_MEL_BANDS = 64
+MEL_WINDOW = 2048
+MEL_HOP = 512
+NUM_MEL_FEATURES = 128
 
 
 def time_statistics(frames: np.ndarray) -> np.ndarray:
@@ -54,6 +58,20 @@ def mfcc_frames(audio: np.ndarray) -> np.ndarray:
 
 
 @cache
+def _mel_transform():
+    from torchaudio.transforms import MelSpectrogram
+
+    # A window of 1024 leaves the lowest of 128 bands without a bin.
+    return MelSpectrogram(SAMPLING_RATE, n_fft=MEL_WINDOW, hop_length=MEL_HOP, n_mels=NUM_MEL_FEATURES)
+
+
+def mel_frames(audio: np.ndarray) -> np.ndarray:
+    """Logarithm of the power in 128 mel bands every 32 ms: audio `[N]` at 16 kHz to `[T, 128]`."""
+    power = _mel_transform()(torch.as_tensor(_at_least(audio, MEL_WINDOW)))
+    return torch.log(power.T + 1e-6).numpy()  # the floor is about 110 dB below a full-scale tone
+
+
+@cache
 def _pitch_class_matrix() -> tuple[torch.Tensor, torch.Tensor]:
     frequencies = torch.arange(CHROMA_WINDOW // 2 + 1) * SAMPLING_RATE / CHROMA_WINDOW
     inside = (frequencies >= 60) & (frequencies <= 1000)
@@ -80,20 +98,37 @@ def _at_least(audio: np.ndarray, num_samples: int) -> np.ndarray:
     return np.pad(audio, (0, max(0, num_samples - len(audio))))
 
 
-def _features_of(paths: Sequence[str | Path], frames: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+SPECTRAL_FRAMES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mfcc": mfcc_frames,
+    "chroma": chroma_frames,
+    "mel": mel_frames,
+}
+
+
+def spectral_rows(kind: str, paths: Sequence[str | Path], seconds: float | None = None) -> FeatureRows:
+    """Statistics over time of a spectral feature, of whole audio files or of pieces of them.
+
+    Args:
+        kind (`str`): one of `SPECTRAL_FRAMES`.
+        paths (`Sequence[Path]`): audio files.
+        seconds (`float`, *optional*): length of a piece; the last one of a file may be shorter. None means the file.
+
+    Returns:
+        `FeatureRows`: one layer of the name `kind`, `6 * C` wide: mfcc 120, chroma 72, mel 768.
+    """
     from ..data.audio import read_audio
 
-    return np.stack([time_statistics(frames(read_audio(path))) for path in paths])
-
-
-def mfcc_features(paths: Sequence[str | Path]) -> np.ndarray:
-    """Statistics of MFCCs of audio files, `[n, 120]` float32."""
-    return _features_of(paths, mfcc_frames)
-
-
-def chroma_features(paths: Sequence[str | Path]) -> np.ndarray:
-    """Statistics of chroma of audio files, `[n, 72]` float32."""
-    return _features_of(paths, chroma_frames)
+    num_samples = None if seconds is None else round(seconds * SAMPLING_RATE)
+    tracks = []
+    for path in paths:
+        pieces = cut(read_audio(path), num_samples)
+        frames = [SPECTRAL_FRAMES[kind](piece) for piece in pieces]
+        features = {kind: np.stack([time_statistics(each) for each in frames])}
+        lengths = np.array([len(piece) / SAMPLING_RATE for piece in pieces])
+        tracks.append(
+            FeatureRows(features, np.array([0, len(pieces)]), np.array([len(each) for each in frames]), lengths)
+        )
+    return FeatureRows.joined(tracks)
 
 
 def chance_outputs(task_data: TaskData) -> tuple[str, np.ndarray]:

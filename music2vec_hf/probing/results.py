@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from .bootstrap import NUM_RESAMPLES, interval, resampled_scores, task_counts
+from .feature_cache import write_npz
 from .metrics import compute_metric
-from .sources import write_npz
 from .tasks import TASKS
 
 FORMAT_VERSION = 1

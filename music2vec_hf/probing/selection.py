@@ -7,6 +7,7 @@ device where it is trained. A test holds the two against each other.
 import numpy as np
 import torch
 
+from .ensembles import combine, ensembles_to_try
 from .metrics import key_score_table, scorable_tags
 
 
@@ -17,6 +18,28 @@ def _mid_ranks(scores: torch.Tensor) -> torch.Tensor:
     below = torch.searchsorted(ordered, scores)
     not_above = torch.searchsorted(ordered, scores, right=True)
     return (below + not_above + 1).to(torch.float64) / 2
+
+
+def track_scores(
+    metric: str, references: torch.Tensor, outputs: torch.Tensor, tracks: torch.Tensor | None = None
+) -> tuple[torch.Tensor, list[str]]:
+    """Score every probe with the task's primary metric over tracks, each by the ensemble that is best for it.
+
+    Args:
+        metric (`str`), references (`torch.Tensor`): see `selection_scores`; references of `M` tracks.
+        outputs (`torch.Tensor` of shape `[P, num_rows, K]`): outputs of `P` probes.
+        tracks (`torch.Tensor` of shape `[num_rows]`, *optional*): track of each row; None if rows are tracks.
+
+    Returns:
+        `tuple[torch.Tensor, list[str]]`: scores `[P]`, float64, on the CPU; the ensemble of each probe.
+    """
+    if tracks is None:
+        return selection_scores(metric, references, outputs), ["gmean"] * len(outputs)
+    names = ensembles_to_try(metric)
+    by_ensemble = torch.stack([selection_scores(metric, references, combine(outputs, tracks, name)) for name in names])
+    scores = by_ensemble.amax(dim=0)
+    first = (by_ensemble == scores).to(torch.int8).argmax(dim=0)  # ties fall to the first
+    return scores, [names[index] for index in first]
 
 
 def selection_scores(metric: str, references: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
@@ -31,7 +54,7 @@ def selection_scores(metric: str, references: torch.Tensor, outputs: torch.Tenso
         `torch.Tensor` of shape `[P]`, float64, on the CPU.
 
     Raises:
-        ValueError: if the metric cannot choose probes, or an output is not finite.
+        ValueError: if the metric cannot choose probes, or an output or a score is not finite.
     """
     if not torch.isfinite(outputs).all():
         raise ValueError("A probe gave outputs that are not finite; lower its learning rate or check the features.")
@@ -61,4 +84,7 @@ def selection_scores(metric: str, references: torch.Tensor, outputs: torch.Tenso
             f"'{metric}' cannot choose probes; a task's primary metric is one of accuracy, weighted_key_score, "
             "roc_auc, r2."
         )
-    return scores.cpu()
+    scores = scores.cpu()
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"The validation score '{metric}' is not finite; do all validation targets have one value?")
+    return scores

@@ -1,29 +1,19 @@
 """Feature sources: what a probe hears. A model folder, the same model with random weights, or spectral statistics.
 
-Row 12 of DESIGN.md section 3. Features are written to a cache in parts as they are computed, keyed by the weights, the
-preprocessing and the content of the audio files, so a killed run resumes where it stopped and a changed file or model
-is never mistaken for an old one.
+Row 12 of DESIGN.md section 3. One pass over the audio gives all layers of every window; `feature_cache.py` keeps them.
 """
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from ..precision import choose_precision
-from .baselines import chroma_features, mfcc_features
+from .baselines import SPECTRAL_FRAMES, spectral_rows
+from .feature_cache import audio_digests, cached_rows
+from .rows import FeatureRows
 
 RANDOM_INIT = "random-init"
-SPECTRAL_SOURCES: dict[str, Callable[[Sequence[Path]], np.ndarray]] = {
-    "mfcc": mfcc_features,
-    "chroma": chroma_features,
-}
+SPECTRAL_SOURCES = tuple(SPECTRAL_FRAMES)
 SPECTRAL_VERSION = "1"
-FILES_PER_PART = 128
 
 
 @dataclass(frozen=True)
@@ -32,7 +22,7 @@ class FeatureSource:
 
     Attributes:
         name (`str`): its name in results.
-        kind (`str`): `model`, `random-init`, `mfcc` or `chroma`.
+        kind (`str`): `model`, `random-init`, `mfcc`, `chroma` or `mel`.
         model (`str` or `None`): folder or Hub id that weights, or for `random-init` only the shape, come from.
         seed (`int`): seed of the random weights.
     """
@@ -47,8 +37,8 @@ def resolve_sources(sources: Sequence[str] | Mapping[str, str], random_init_seed
     """Turn source names into sources.
 
     Args:
-        sources: names, or result name to name. A name is `random-init`, `mfcc`, `chroma`, or else a model folder or
-            Hub id. `random-init` has the shape of the first model of the list.
+        sources: names, or result name to name. A name is `random-init`, `mfcc`, `chroma`, `mel`, or else a model
+            folder or Hub id. `random-init` has the shape of the first model of the list.
         random_init_seed (`int`): seed of the random weights.
 
     Raises:
@@ -75,58 +65,18 @@ def resolve_sources(sources: Sequence[str] | Mapping[str, str], random_init_seed
     return resolved
 
 
-def audio_digests(paths: Sequence[Path]) -> list[str]:
-    """Digest of the content of each file."""
-    return [hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest() for path in paths]
-
-
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to an npz file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(aside, **arrays)
-    os.replace(aside, path)
-
-
-def _cached_parts(
-    paths: Sequence[Path],
-    digests: Sequence[str],
-    identity: str,
-    cache_dir: Path | None,
-    compute: Callable[[Sequence[Path]], Mapping[str, np.ndarray]],
-    label: str,
-    progress: bool,
-) -> dict[str, np.ndarray]:
-    """Compute features of files part by part, taking from the cache the parts that are there."""
-    parts = []
-    with tqdm(total=len(paths), desc=f"features of {label}", unit="file", disable=not progress) as bar:
-        for start in range(0, len(paths), FILES_PER_PART):
-            chosen = paths[start : start + FILES_PER_PART]
-            text = "\n".join([identity, *digests[start : start + FILES_PER_PART]])
-            key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-            path = cache_dir / f"{key}.npz" if cache_dir is not None else None
-            if path is not None and path.is_file():
-                with np.load(path) as stored:
-                    part = {layer: stored[layer] for layer in stored.files}
-            else:
-                part = {layer: np.asarray(values, dtype=np.float32) for layer, values in compute(chosen).items()}
-                if path is not None:
-                    write_npz(path, part)
-            parts.append(part)
-            bar.update(len(chosen))
-    return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
-
-
 def source_features(
     source: FeatureSource,
     paths: Sequence[Path],
     digests: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     window_seconds: float = 30.0,
+    row_seconds: float | None = None,
     precision: str = "fp32",
     device: str = "cpu",
     progress: bool = True,
-) -> tuple[dict[str, np.ndarray], str]:
+    trust_remote_code: bool = False,
+) -> tuple[FeatureRows, str]:
     """Compute, or read from the cache, the features of audio files.
 
     Args:
@@ -135,38 +85,41 @@ def source_features(
         digests (`Sequence[str]`, *optional*): from `audio_digests`, where they are known already.
         cache_dir (`str` or `Path`, *optional*): folder of the cache; without it nothing is kept.
         window_seconds (`float`): longest piece that a model hears at once, in seconds.
+        row_seconds (`float`, *optional*): length of audio behind a row, a multiple of `window_seconds`; None means the
+            whole file. A model's row is the mean over its windows, weighted by frames; spectral statistics are those
+            of the row's audio.
         precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
         device (`str`): torch device of the model.
         progress (`bool`): show a progress bar.
+        trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
 
     Returns:
-        `tuple[dict[str, np.ndarray], str]`: layer to features `[n, C]` float32 in the order of `paths` (one entry,
-        named as the source's kind, for spectral sources), and the hash of the model or of the feature's definition.
+        `tuple[FeatureRows, str]`: rows of the files in the order of `paths` (one layer, named as the source's kind,
+        for spectral sources), and the hash of the model or of the feature's definition.
+
+    Raises:
+        ValueError: if the model cannot be loaded or a file not be heard, with its name.
     """
+    paths = [Path(path) for path in paths]
     digests = audio_digests(paths) if digests is None else digests
     cache_dir = None if cache_dir is None else Path(cache_dir)
     if source.kind in SPECTRAL_SOURCES:
-        function = SPECTRAL_SOURCES[source.kind]
-        identity = f"{source.kind}-{SPECTRAL_VERSION}"
+        model_hash, windows_per_row = f"{source.kind}-{SPECTRAL_VERSION}", 1
+        identity = f"{model_hash}, pieces of {row_seconds} s"
 
-        def compute(chosen: Sequence[Path]) -> dict[str, np.ndarray]:
-            return {source.kind: function(chosen)}
+        def compute(chosen: Sequence[Path]) -> FeatureRows:
+            return spectral_rows(source.kind, chosen, row_seconds)
 
     else:
-        from ..embeddings import embed_files, load_model, model_hash
+        from .encoders import encode_windows, encoder_identity, load_encoder, prepared_tracks
 
-        model, feature_extractor = load_model(source.model, random_init=source.kind == RANDOM_INIT, seed=source.seed)
-        identity = model_hash(model)
-        model.to(device)
+        encoder = load_encoder(source.model, source.kind == RANDOM_INIT, source.seed, trust_remote_code)
+        model_hash, identity = encoder_identity(encoder, window_seconds, precision)
+        windows_per_row = None if row_seconds is None else round(row_seconds / window_seconds)
+        encoder.model.to(device)
 
-        def compute(chosen: Sequence[Path]) -> Mapping[str, np.ndarray]:
-            return embed_files(model, feature_extractor, chosen, window_seconds, precision, progress=False)
+        def compute(chosen: Sequence[Path]) -> FeatureRows:
+            return encode_windows(encoder, prepared_tracks(encoder, chosen), window_seconds, precision)
 
-        preprocessing = (
-            f"{feature_extractor.to_json_string()}, windows of {window_seconds} s, {choose_precision(precision)}"
-        )
-        features = _cached_parts(
-            paths, digests, f"{identity}\n{preprocessing}", cache_dir, compute, source.name, progress
-        )
-        return features, identity
-    return _cached_parts(paths, digests, identity, cache_dir, compute, source.name, progress), identity
+    rows = cached_rows(paths, digests, identity, cache_dir, compute, windows_per_row, source.name, progress)
+    return rows, model_hash

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .checking import check_data, check_files, describe_check
-from .datasets import custom, emomusic, giantsteps, gtzan, magnatagatune, mtg_jamendo, nsynth, synthetic
+from .datasets import custom, emomusic, giantsteps, gtzan, magnatagatune, mtg_jamendo, nsynth, synthetic, vocalset
 from .declarations import SPLITS, Split, Task, TaskData
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "resolve_tasks",
 ]
 
-_READERS = (synthetic, magnatagatune, gtzan, giantsteps, emomusic, mtg_jamendo, nsynth, custom)
+_READERS = (synthetic, magnatagatune, gtzan, giantsteps, emomusic, mtg_jamendo, nsynth, vocalset, custom)
 TASKS = {task.name: task for reader in _READERS for task in reader.TASKS}
 _READER_OF = {task.name: reader.read for reader in _READERS for task in reader.TASKS}
 TASK_GROUPS = {

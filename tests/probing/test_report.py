@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from music2vec_hf.probing import report
+from music2vec_hf.probing.metrics import key_score_table
+from music2vec_hf.probing.published import comparison, paper_rows
+from music2vec_hf.probing.report_figures import KEYS_BY_FIFTHS
+from music2vec_hf.probing.report_tables import layer_guide, layer_guide_rows
 from music2vec_hf.probing.results import Predictions
 
 SETTINGS = {"kind": "linear", "learning_rate": 0.01, "dropout": 0.0, "dropout_input": 0.25}
@@ -18,13 +22,14 @@ def record(source, kind, task, metric, value, **changes):
         "source_kind": kind,
         "task": task,
         "metric": metric,
-        "synthetic": True,
+        "synthetic": task.startswith("synthetic"),
         "protocol": "quick",
         "value": value,
         "spread": 0.012,
         "interval": [value - 0.05, value + 0.05],
         "split_sizes": {"train": 1200, "validation": 300, "test": 500},
         "excluded_tags": {},
+        "differences": [],
         "layer": None if is_chance else "2",
         "probe_settings": None if is_chance else SETTINGS,
         "validation_metric": "accuracy",
@@ -78,6 +83,11 @@ def toy_results(folder, difference=(0.10, 0.20)):
     ids = tuple(str(number) for number in range(20))
     predictions = Predictions("synthetic-genre", ("rock", "jig", "waltz"), ids, rng.integers(0, 3, 20), outputs)
     predictions.save(folder / "predictions" / "pretrained--synthetic-genre.npz")
+    tags = rng.integers(0, 2, (20, 3)).astype(np.float32)
+    tags[:, 2] = 0  # cannot be scored
+    Predictions("synthetic-tags", ("loud", "slow", "tuba"), ids, tags, outputs).save(
+        folder / "predictions" / "pretrained--synthetic-tags.npz"
+    )
     return path
 
 
@@ -125,7 +135,8 @@ def test_page_is_whole(tmp_path):
     page = path.read_text()
     for text in (
         "0.456",
-        "± 0.012 [0.406, 0.506]",
+        "± 0.012",
+        "[0.406, 0.506]",
         "synthetic",
         "Protocol quick",
         "1200/300/500",
@@ -138,19 +149,131 @@ def test_page_is_whole(tmp_path):
     assert "http" not in page.replace("http-equiv", "")
     figures = sorted(figure.name for figure in (tmp_path / "report" / "figures").iterdir())
     assert figures == [
-        "confusion-0-pretrained-genre.png",
+        "confusion-0-pretrained-synthetic-genre.png",
         "layers-0.png",
         "layers-1.png",
         "scores.png",
+        "tags-0-pretrained-synthetic-tags.png",
         "training.png",
+        "validation-test.png",
     ]
     assert page.count("data:image/png;base64,") == len(figures)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert all(f"](figures/{figure})" in text for figure in figures)
+    assert report.format_table(json.loads(results.read_text())) in text
+    for written in (page, text):
+        assert "None of the four tasks of the paper is among these results" in written
+    (genre, tags) = json.loads((tmp_path / "report" / "layer_guide.json").read_text())["layers"]
+    assert (genre["task"], genre["layer"], genre["probe_settings"]) == ("synthetic-genre", "2", SETTINGS)
+    assert tags["test"] == {"roc_auc": {"value": 0.456, "interval": [0.406, 0.506]}}
 
 
 def test_several_files_stand_side_by_side(tmp_path):
     paths = [toy_results(tmp_path / name) for name in ("first", "second")]
     page = report.write_report(paths, tmp_path / "report").read_text()
     assert "first/pretrained" in page and "second/pretrained" in page
+
+
+def test_a_source_on_other_tasks_in_another_file_keeps_its_name():
+    first = {"records": [record("ours", "model", "gtzan", "accuracy", 0.7)]}
+    second = {"records": [record("ours", "model", "emomusic", "r2_arousal", 0.6)]}
+    names = [[row["source"] for row in part["records"]] for part in report.distinct_sources([first, second], "ab")]
+    assert names == [["ours"], ["ours"]]
+    for change in ({"model_hash": "other"}, {"protocol": "jukemir"}, {"task": "gtzan"}):
+        changed = {"records": [second["records"][0] | change]}
+        parts = report.distinct_sources([first, changed], "ab")
+        assert [part["records"][0]["source"] for part in parts] == ["a/ours", "b/ours"], change
+
+
+def test_the_papers_averages_are_two_different_means():
+    rows = {row["name"]: row["scores"] for row in paper_rows()}
+    assert len(rows) == 15
+    for name, scores in rows.items():
+        mean = "flat_mean" if name.startswith("Music2Vec") else "task_mean"
+        assert scores[mean] == pytest.approx(scores["average"], abs=0.1), name
+    assert rows["Music2Vec base30s"]["task_mean"] == pytest.approx(52.74, abs=0.005)
+    assert rows["Jukebox"]["flat_mean"] == pytest.approx(68.85, abs=0.005)
+
+
+def paper_results(protocol, tags="magnatagatune", **changes):
+    scores = {
+        ("gtzan", "accuracy"): 0.7,
+        (tags, "roc_auc"): 0.9,
+        (tags, "average_precision"): 0.3,
+        ("giantsteps", "weighted_key_score"): 0.5,
+        ("giantsteps", "symmetric_key_score"): 0.55,
+        ("emomusic", "r2_arousal"): 0.6,
+        ("emomusic", "r2_valence"): 0.4,
+        ("synthetic-genre", "accuracy"): 0.99,
+    }
+    records = [
+        record("ours", "model", task, metric, value, protocol=protocol, **changes.get(task, {}))
+        for (task, metric), value in scores.items()
+    ]
+    return {"records": [*records, record("chance", "chance", "gtzan", "accuracy", 0.1)]}
+
+
+def test_our_scores_stand_beside_the_papers():
+    table = comparison(paper_results("jukemir"))
+    group = table["groups"][0]
+    (row,) = group["rows"]
+    assert group["title"].startswith("Ours, comparable") and row["marks"] == dict.fromkeys(row["marks"], "")
+    assert row["scores"]["task_mean"] == pytest.approx((60 + 70 + 50 + 50) / 4)
+    assert row["scores"]["flat_mean"] == pytest.approx((90 + 30 + 70 + 50 + 60 + 40) / 6)
+    assert 99 not in row["scores"].values() and 55 not in row["scores"].values()
+    assert "mtt_filtered_ap" not in table["columns"]
+    titles = [group["title"] for group in table["groups"]]
+    assert len(titles) == 5 and "Table 1" in titles[1]
+
+
+@pytest.mark.parametrize(
+    "results, column, mark",
+    [
+        (paper_results("quick"), "emo_r2_arousal", "q"),
+        (paper_results("marble", gtzan={"differences": ["test: 289 tracks"]}), "gtzan_accuracy", "d"),
+    ],
+    ids=["quick", "data"],
+)
+def test_what_is_not_comparable_is_marked_and_stands_apart(results, column, mark):
+    table = comparison(results)
+    (row,) = table["groups"][0]["rows"]
+    assert table["groups"][0]["title"].startswith("Ours, not comparable")
+    assert row["marks"][column] == mark and any(line.startswith(f"{mark}: ") for line in table["footnotes"])
+
+
+def test_layers_that_were_not_tried_are_marked_but_comparable():
+    results = paper_results("jukemir", gtzan={"layers": "pilot"})
+    (row,) = comparison(results)["groups"][0]["rows"]
+    assert row["comparable"] and row["marks"]["gtzan_accuracy"] == "l" and row["marks"]["mtt_ap"] == ""
+
+
+def test_filtered_tags_never_enter_the_unfiltered_columns():
+    table = comparison(paper_results("jukemir", tags="magnatagatune-filtered"))
+    (row,) = table["groups"][0]["rows"]
+    assert row["scores"]["mtt_filtered_ap"] == 30 and not {"mtt_ap", "task_mean", "flat_mean"} & row["scores"].keys()
+    assert "mtt_filtered_ap" in table["columns"]
+
+
+def test_synthetic_scores_have_no_place_in_the_papers_table():
+    assert comparison({"records": [record("ours", "model", "synthetic-genre", "accuracy", 0.9)]}) is None
+
+
+def test_the_layer_guide_names_the_runner_up():
+    layers = {"conv": 0.2, "0": 0.9, "1": 0.4, "2": 0.8}
+    results = {"records": [record("ours", "model", "gtzan", "accuracy", 0.7, layer="0", validation_by_layer=layers)]}
+    (entry,) = guide = layer_guide(results)
+    assert entry["runner_up"] == {"layer": "2", "validation_score": 0.8}
+    header, ((name, layer, probe, *_),) = layer_guide_rows(guide)
+    assert len(header) == 6 and (name, layer) == ("ours, genre (gtzan)", "0")
+    assert probe == "linear, learning rate 0.01, dropout 0.25 of features"
+
+
+def test_keys_stand_in_the_order_of_the_circle_of_fifths():
+    scores = key_score_table(symmetric=True)[np.ix_(KEYS_BY_FIFTHS, KEYS_BY_FIFTHS)]
+    assert sorted(KEYS_BY_FIFTHS) == list(range(24))
+    for block in (scores[:12, :12], scores[12:, 12:]):
+        assert (np.diag(block, 1) == 0.5).all() and block[0, 11] == 0.5
+    assert (np.diag(scores[:12, 12:]) == 0.3).all()
 
 
 def test_runs_alone_share_their_axes(tmp_path):

@@ -1,4 +1,4 @@
-"""MTG-Jamendo, NSynth and data sets of the user's own, in their layouts."""
+"""MTG-Jamendo, NSynth, VocalSet and data sets of the user's own, in their layouts."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,11 @@ from dataclasses import replace
 import datasets
 import numpy as np
 import pytest
+from sklearn.model_selection import GroupShuffleSplit
 from toy_datasets import write_tone
 
 from music2vec_hf.probing import tasks
+from music2vec_hf.probing.datasets import vocalset
 from music2vec_hf.probing.datasets.custom import NO_BENCHMARK
 from music2vec_hf.probing.results import read_results
 from music2vec_hf.probing.suite import run_suite
@@ -92,6 +94,81 @@ def test_nsynth_instrument_and_pitch(tmp_path):
     (root / "nsynth-valid" / "examples.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"nsynth-valid/examples.json' is not there. Get it from: https"):
         load_task("nsynth-pitch", root)
+
+
+def build_vocalset(root, top="FULL"):
+    """Two recordings of three techniques by every singer, and one of a technique that only the singers' task has."""
+    for singer in vocalset.SINGERS:
+        folder = root / top / f"{'female' if singer[0] == 'f' else 'male'}{singer[1:]}"
+        for technique in ("belt", "straight", "vocal_fry"):
+            for context in ("arpeggios", "scales"):
+                write_tone(folder / context / technique / f"{singer}_{context}_{technique}_a.wav")
+        write_tone(folder / "scales" / "slow_forte" / f"{singer}_scales_slow_forte_a.wav")
+    return root
+
+
+@pytest.mark.parametrize("top", ["FULL", "VocalSet1-2/data_by_singer"])
+def test_vocalset_singers_and_techniques(tmp_path, top):
+    root = build_vocalset(tmp_path / "vocalset", top)
+    technique, singer = (load_task(f"vocalset-{name}", tmp_path) for name in ("technique", "singer"))
+    assert technique.task.labels[0] == "belt" and len(technique.task.labels) == 10 and len(singer.task.labels) == 20
+    assert sum(technique.split_sizes.values()) == 120 and sum(singer.split_sizes.values()) == 140
+    for data, position in ((technique, 0), (singer, 1)):
+        for split in data.splits.values():
+            for track, path, target in zip(split.track_ids, split.paths, split.targets, strict=True):
+                label = (track.split("/")[0], path.name.split("_")[0])[position]
+                assert data.task.labels[target] == label and path.stem == track.split("/")[1]
+    singers = {split: {path.name.split("_")[0] for path in technique.splits[split].paths} for split in SPLITS}
+    assert singers["test"] == {"f2", "f8", "m3", "m5", "m10"} and not singers["test"] & singers["train"]
+    assert not technique.comparable and not singer.comparable
+    with pytest.raises(FileNotFoundError, match=r"has no recording <singer>/<context>/<technique>.*zenodo.org"):
+        load_task("vocalset-singer", root / top / "female1" / "scales")
+
+
+def test_vocalset_names_without_their_singer_and_stray_files(tmp_path):
+    root = build_vocalset(tmp_path)
+    folder = root / "FULL" / "female4" / "arpeggios" / "belt"
+    (folder / "f4_arpeggios_belt_a.wav").rename(folder / "arpeggios_belt_a.wav")
+    strange = [
+        write_tone(root / "FULL" / "female2" / "scales" / "vibrato" / "f2_scales_vibrato_a(1).wav"),
+        write_tone(root / "FULL" / "male3" / "excerpts" / "vibrato" / "row_vibrato.wav"),
+        write_tone(root / "FULL" / "male3" / "scales" / "humming" / "m3_scales_humming.wav"),
+        write_tone(root / "FULL" / "stray.wav"),
+    ]
+    data = load_task("vocalset-technique", root)
+    tracks = {
+        track: path for split in data.splits.values() for track, path in zip(split.track_ids, split.paths, strict=True)
+    }
+    assert len(tracks) == 120 and tracks["belt/f4_arpeggios_belt_a"].name == "arpeggios_belt_a.wav"
+    assert len(data.extra) == len(strange)
+
+
+def test_vocalset_numbers_are_shuffled_as_scikit_learn_does():
+    """MARBLE's three calls on one generator, on numbers with gaps and in any order."""
+    rng = np.random.default_rng(0)
+    numbered = [
+        (technique, f"{vocalset.SINGERS[rng.integers(20)]}_x", number, None)
+        for technique in (*vocalset.TECHNIQUES, *vocalset.OTHER_FOLDERS)
+        for number in range(rng.integers(20, 90))
+    ]
+    of_technique, of_singer = vocalset._shuffled_numbers(numbered)
+    reference = np.random.RandomState(vocalset.SEED)
+
+    def drawn(groups, share):
+        shuffle = GroupShuffleSplit(n_splits=1, test_size=share, random_state=reference)
+        return [[groups[row] for row in rows] for rows in next(shuffle.split(groups, groups=groups))]
+
+    kept = [
+        number
+        for technique, name, number, _ in numbered
+        if technique in vocalset.TECHNIQUES and name.split("_")[0] not in vocalset.TEST_SINGERS
+    ]
+    _, validation = drawn(kept, 0.4)
+    assert set(validation) == {number for number, split in of_technique.items() if split == "validation"}
+    rest, test = drawn([number for *_, number, _ in numbered], 0.2)
+    assert set(test) == {number for number, split in of_singer.items() if split == "test"}
+    _, validation = drawn(rest, 0.4)
+    assert set(validation) == {number for number, split in of_singer.items() if split == "validation"}
 
 
 @pytest.fixture

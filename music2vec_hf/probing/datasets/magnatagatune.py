@@ -31,7 +31,8 @@ _TERMS = {
     "primary_metric": "roc_auc",
     "value_metrics": ("roc_auc", "average_precision"),
     "loss": "binary cross-entropy with logits, mean over tags",
-    "license": "audio: Magnatune, CC BY-NC-SA; annotations: for research",
+    # As tagatune.org/Magnatagatune.html states it; Magnatune's own terms for its music are CC BY-NC-SA 1.0.
+    "license": "clips and annotations: CC BY-NC-SA 3.0",
     "citation": "Law, West, Mandel, Bay and Downie, Evaluation of algorithms using games: the case of music tagging, "
     "ISMIR 2009",
     "source": "https://mirg.city.ac.uk/datasets/magnatagatune/ has mp3.zip.001 to .003 (join them in this "

@@ -19,6 +19,7 @@ _TERMS = {
     "primary_metric": "accuracy",
     "value_metrics": ("accuracy",),
     "loss": "cross-entropy, mean",
+    # As the card of its copy on the Hub (jg583/NSynth) states it.
     "license": "CC BY 4.0",
     "citation": "Engel et al., Neural audio synthesis of musical notes with WaveNet autoencoders, ICML 2017",
     "source": "https://magenta.tensorflow.org/datasets/nsynth: nsynth-train, nsynth-valid and nsynth-test as json and "

@@ -1,0 +1,157 @@
+"""One source on one task: choice without test data, chance on shuffled labels, songs scored as songs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_tasks import LABELS, SEARCH, SIZES, toy_task, with_targets
+
+from music2vec_hf.probing import evaluation
+from music2vec_hf.probing.ensembles import combine
+from music2vec_hf.probing.metrics import compute_metric
+from music2vec_hf.probing.rows import FeatureRows, select_rows
+from music2vec_hf.probing.tasks import (
+    SPLITS,
+    TASKS,
+    Split,
+    TaskData,
+)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_probe_finds_the_layer_and_reports_every_metric(name):
+    features, task_data = toy_task(name)
+    result = evaluation.probe(features, task_data, SEARCH, seeds=(0, 1))
+    assert result.choice.layer == "1" and set(result.choice.by_layer) == {"0", "1"}
+    assert tuple(result.scores) == TASKS[name].metrics
+    chance = evaluation.chance_result(task_data).scores
+    for metric, score in result.scores.items():
+        assert score["value"] == pytest.approx(np.mean(score["per_seed"])) and len(score["per_seed"]) == 2
+        assert score["interval"][0] < score["value"] < score["interval"][1]
+        # 24 keys from 160 tracks are hard; the other tasks are easy.
+        assert score["value"] > chance[metric]["value"] + (0.03 if name == "synthetic-key" else 0.1)
+    assert result.split_sizes == SIZES
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_corrupting_test_labels_and_test_features_changes_no_choice(name):
+    features, task_data = toy_task(name)
+    before = evaluation.probe(features, task_data, SEARCH, seeds=(0,))
+    targets = task_data.splits["test"].targets
+    corrupted = with_targets(task_data, "test", np.roll(targets, 7, axis=0))
+    after = evaluation.probe(features, corrupted, SEARCH, seeds=(0,))
+    assert after.choice == before.choice
+    np.testing.assert_array_equal(after.predictions.outputs, before.predictions.outputs)
+    assert after.scores != before.scores
+    spoiled = {layer: values.copy() for layer, values in features.items()}
+    for values in spoiled.values():
+        values[task_data.rows("test")] = 0
+    assert evaluation.probe(spoiled, task_data, SEARCH, seeds=(0,)).choice == before.choice
+
+
+def test_only_the_chosen_layer_meets_test_features(monkeypatch):
+    features, task_data = toy_task("synthetic-genre")
+    seen = []
+    train = evaluation.train_probes
+
+    def spy(jobs, data, *arguments):
+        probes = train(jobs, data, *arguments)
+        seen.append({job.layer for job in jobs})
+        assert all(len(values) == SIZES["train"] for values in data.features.values())
+        assert all(len(values) == SIZES["validation"] for values in data.validation_features.values())
+        return probes
+
+    monkeypatch.setattr(evaluation, "train_probes", spy)
+    evaluation.probe(features, task_data, SEARCH, seeds=(0, 1))
+    assert seen == [{"0", "1"}, {"1"}]
+
+
+def test_shuffled_labels_score_chance():
+    features, task_data = toy_task("synthetic-genre")
+    rng = np.random.default_rng(1)
+    for split in SPLITS:
+        task_data = with_targets(task_data, split, rng.permutation(task_data.splits[split].targets))
+    score = evaluation.probe(features, task_data, SEARCH, seeds=(0, 1, 2)).scores["accuracy"]["value"]
+    assert score == pytest.approx(0.2, abs=0.09)  # 200 tracks, 5 classes: standard deviation 0.028
+
+
+def test_chance_is_what_the_training_targets_give():
+    _, genre = toy_task("synthetic-genre")
+    most = np.bincount(genre.splits["train"].targets).argmax()
+    assert evaluation.chance_result(genre).scores["accuracy"]["value"] == np.mean(genre.splits["test"].targets == most)
+    _, tags = toy_task("synthetic-tags")
+    scores = evaluation.chance_result(tags).scores
+    assert scores["roc_auc"]["value"] == 0.5
+    assert scores["average_precision"]["value"] == pytest.approx(tags.splits["test"].targets.mean())
+
+
+KEYS = TASKS["synthetic-key"].labels
+
+
+def song_task(clips=4, seed=0, noise=1.4):
+    """Songs of several clips, each heard through noise of its own; the last song of a split has one clip only."""
+    rng = np.random.default_rng(seed)
+    sizes = {"train": 200, "validation": 120, "test": 150}
+    splits, sizes_of_songs, hidden, start = {}, [], [], 0
+    for split, size in sizes.items():
+        keys = rng.integers(0, 24, size)
+        counts = np.full(size, clips)
+        counts[-1] = 1
+        ids = tuple(f"song-{number}" for number in range(start, start + size))
+        splits[split] = Split(ids, tuple(map(Path, ids)), keys, tuple(int(count) for count in counts))
+        sizes_of_songs.append(counts)
+        hidden.append(np.eye(24)[np.repeat(keys, counts)])
+        start += size
+    counts, hidden = np.concatenate(sizes_of_songs), np.concatenate(hidden)
+    heard = hidden * 2.5 + noise * rng.standard_normal(hidden.shape)
+    features = {"0": rng.standard_normal((len(hidden), 8)).astype(np.float32), "1": heard.astype(np.float32)}
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    rows = FeatureRows(features, offsets, np.full(len(hidden), 1500), np.full(len(hidden), 30.0))
+    task = replace(TASKS["giantsteps"], labels=KEYS, counts=(), clip_counts=())
+    task_data = TaskData(task, splits)
+    return select_rows(rows, task_data, 30.0), task_data
+
+
+def test_a_song_is_scored_as_a_song_with_the_ensemble_that_validation_chose():
+    selected, task_data = song_task()
+    result = evaluation.probe(selected, task_data, SEARCH, seeds=(0, 1))
+    assert result.choice.layer == "1" and result.rows["num_rows"] == {"train": 797, "validation": 477, "test": 597}
+    assert result.predictions.outputs.shape == (2, 150, 24)  # one output per song, and so the bootstrap draws songs
+    test = selected.split(task_data, "test")
+    for trained, outputs in zip(result.probes, result.predictions.outputs, strict=True):
+        clip_outputs = trained.predict(test.features["1"])
+        np.testing.assert_array_equal(outputs, combine(clip_outputs, test.tracks, trained.ensemble))
+        references = task_data.splits["test"].targets
+        song = compute_metric("weighted_key_score", references, outputs, KEYS)
+        clip = compute_metric("weighted_key_score", references[test.tracks], clip_outputs, KEYS)
+        assert song > clip + 0.1
+    assert np.mean(result.scores["weighted_key_score"]["per_seed"]) == result.scores["weighted_key_score"]["value"]
+
+
+def test_clips_of_test_songs_never_reach_the_choice():
+    selected, task_data = song_task()
+    before = evaluation.probe(selected, task_data, SEARCH, seeds=(0,))
+    rows = selected.rows
+    of_test = rows.tracks >= task_data.rows("test").start
+    spoiled = {layer: np.where(of_test[:, None], 0, values) for layer, values in rows.features.items()}
+    corrupted = with_targets(task_data, "test", np.roll(task_data.splits["test"].targets, 7))
+    after = evaluation.probe(replace(selected, rows=replace(rows, features=spoiled)), corrupted, SEARCH, seeds=(0,))
+    assert after.choice == before.choice and after.scores != before.scores
+    assert [trained.ensemble for trained in after.probes] == [trained.ensemble for trained in before.probes]
+
+
+def test_windows_of_unequal_length_weigh_alike_where_outputs_are_averaged():
+    """Under marble a 45 s clip is a window of 30 s and one of 15 s; the test output is the plain mean of both."""
+    features, task_data = toy_task("synthetic-emotion")
+    total = sum(SIZES.values())
+    rng = np.random.default_rng(5)
+    windows = {name: np.repeat(values, 2, axis=0) for name, values in features.items()}
+    windows = {name: values + 0.1 * rng.standard_normal(values.shape) for name, values in windows.items()}
+    seconds = np.tile([30.0, 15.0], total)
+    rows = FeatureRows(windows, np.arange(total + 1) * 2, seconds * 50, seconds)
+    result = evaluation.probe(select_rows(rows, task_data, 30.0), task_data, SEARCH, seeds=(0,))
+    of_test = windows[result.choice.layer][2 * task_data.rows("test").start :].astype(np.float32)
+    outputs = result.probes[0].predict(of_test)
+    np.testing.assert_allclose(result.predictions.outputs[0], (outputs[::2] + outputs[1::2]) / 2, atol=1e-5)
+    assert result.rows["num_rows"] == {split: 2 * size for split, size in SIZES.items()}
