@@ -4,178 +4,189 @@ A track is normalised as a whole, cut into windows of the model's limit, and win
 there is no padding anywhere, so a track's embedding does not depend on what it was batched with.
 """
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset, IterableDataset
 from tqdm import tqdm
-from transformers import AutoFeatureExtractor
 
-from music2vec_hf.configuration_music2vec import Music2VecConfig
-from music2vec_hf.data.audio import SAMPLING_RATE, read_audio
-from music2vec_hf.data.hub_files import explain_hub_errors
+from music2vec_hf.data.audio import SAMPLING_RATE
+from music2vec_hf.data.finding import name_audio_column
+from music2vec_hf.data.measuring import encoded_audio
+from music2vec_hf.embedding_inputs import is_one_file, list_inputs
+from music2vec_hf.embedding_model import (
+    CONV,
+    check_layers,
+    choose_device,
+    compile_model,
+    explain_compile_errors,
+    layer_frames,
+    layer_names,
+    load_model,
+    model_hash,
+)
+from music2vec_hf.embedding_windows import LoadedTrack, Window, WindowPlan, load_tracks
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecModel
 from music2vec_hf.precision import autocast
 
-CONV = "conv"
-_BATCH_SECONDS = 60.0
-_READ_AHEAD_SECONDS = 300.0
+POOLS = ("mean", "none")
+
+# Seconds of audio in a batch.
+_BATCH_SECONDS = {"cpu": 60.0, "mps": 60.0, "cuda": 480.0}
+# Audio among which windows of equal length are looked for; frames that nobody pools are many, so less of it.
+_READ_AHEAD_SECONDS = {"mean": 300.0, "none": 60.0}
+_DECODING_THREADS = 4
 
 
-def load_model(
-    model: str | Path, random_init: bool = False, seed: int = 0
-) -> tuple[Music2VecModel, Music2VecFeatureExtractor]:
-    """Load an encoder and its feature extractor.
-
-    Args:
-        model (`str` or `Path`): folder or Hub id of a Music2Vec or data2vec-audio model.
-        random_init (`bool`): keep the shape but draw the weights anew: the baseline of every probe.
-        seed (`int`): of the random weights.
-
-    Returns:
-        `tuple`: model in float32 and eval mode, extractor.
-
-    Raises:
-        ValueError: if the name is no folder and the Hub does not give it.
-    """
-    with explain_hub_errors(model, "a model"):
-        feature_extractor = AutoFeatureExtractor.from_pretrained(model)
-        if not isinstance(feature_extractor, Music2VecFeatureExtractor):  # a plain data2vec-audio repository
-            feature_extractor = Music2VecFeatureExtractor.from_pretrained(model)
-        if random_init:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                encoder = Music2VecModel(Music2VecConfig.from_pretrained(model))
-        else:
-            encoder = Music2VecModel.from_pretrained(model, dtype=torch.float32)
-    return encoder.eval(), feature_extractor
-
-
-def model_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all weights: equal models have equal hashes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def layer_names(model: Music2VecModel) -> list[str]:
-    """`["conv", "0", "1", ..., "L"]`: raw front end, encoder input, and the transformer layers."""
-    return [CONV, *(str(index) for index in range(model.config.num_hidden_layers + 1))]
-
-
-@torch.no_grad()
-def layer_frames(model: Music2VecModel, input_values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Frames of every layer, in order, for clips of equal length: one pass, one layer in memory at a time.
+def embed_windows(
+    model: Music2VecModel,
+    tracks: Iterable[LoadedTrack],
+    layers: Sequence[str],
+    pool: str,
+    plan: WindowPlan,
+    precision: str = "fp32",
+) -> Iterator[tuple[LoadedTrack, Window, dict[str, np.ndarray]]]:
+    """Embed tracks window by window, in order; of any track only a few windows are in memory.
 
     Args:
         model ([`Music2VecModel`]): in eval mode.
-        input_values (`torch.Tensor` of shape `(B, N)`): normalised, without padding.
+        tracks (iterable of [`LoadedTrack`]): read as they are needed.
+        layers (`Sequence[str]`): names as in [`layer_names`].
+        pool (`str`): `"mean"` or `"none"`.
+        plan ([`WindowPlan`]): how tracks are cut.
+        precision (`str`): of matrix products.
 
     Yields:
-        `(name, frames [B, T, C])`: as `hidden_states` of the model's own forward, with `conv` before them.
+        track, window, and layer -> float32: `[C]`, the mean over the frames that the window gives, or these, `[T, C]`.
+    Raises:
+        ValueError: for an unknown pooling or precision, or where torch.compile fails.
     """
-    frames = model.feature_extractor(input_values).transpose(1, 2)
-    yield CONV, frames
-    hidden_states, _ = model.feature_projection(frames)
-    encoder = model.encoder
-    hidden_states = encoder.layer_norm(hidden_states + encoder.pos_conv_embed(hidden_states))
-    yield "0", hidden_states
-    for index, layer in enumerate(encoder.layers, start=1):
-        hidden_states = layer(hidden_states)
-        yield str(index), hidden_states
+    if pool not in POOLS:
+        raise ValueError(f"`pool` is {pool!r}. Use 'mean' or 'none'.")
+    waiting: list[tuple[LoadedTrack, Window, np.ndarray]] = []
+    num_samples = 0
+    for track in tracks:
+        for window, samples in track.windows(plan):
+            waiting.append((track, window, samples))
+            num_samples += len(samples)
+            if num_samples >= _READ_AHEAD_SECONDS[pool] * SAMPLING_RATE:
+                yield from _embed_together(model, waiting, layers, pool, precision)
+                waiting, num_samples = [], 0
+    yield from _embed_together(model, waiting, layers, pool, precision)
+
+
+def _embed_together(model, waiting, layers, pool, precision):
+    """Embed some windows, in batches of equal length."""
+    by_length = defaultdict(list)
+    for place, (_, _, samples) in enumerate(waiting):
+        by_length[len(samples)].append(place)
+    device = next(model.parameters()).device
+    values: list[dict[str, np.ndarray]] = [{} for _ in waiting]
+    for length, places in by_length.items():
+        rows = max(1, int(_BATCH_SECONDS.get(device.type, 60.0) * SAMPLING_RATE / length))
+        for first in range(0, len(places), rows):
+            batch = places[first : first + rows]
+            input_values = torch.from_numpy(np.stack([waiting[place][2] for place in batch])).to(device)
+            windows = [waiting[place][1] for place in batch]
+            with autocast(precision, device.type), explain_compile_errors():
+                kept = {
+                    layer: _keep(frames.float(), windows, pool)
+                    for layer, frames in layer_frames(model, input_values)
+                    if layer in layers
+                }
+            # Only now: a GPU that is asked for results after every layer waits each time.
+            for layer, frames in kept.items():
+                for place, window, row in zip(batch, windows, frames.cpu().numpy(), strict=True):
+                    given = slice(window.skip, window.skip + window.num_frames)
+                    values[place][layer] = row if pool == "mean" else row[given]
+    for (track, window, _), layer_values in zip(waiting, values, strict=True):
+        yield track, window, layer_values
+
+
+def _keep(frames: torch.Tensor, windows: Sequence[Window], pool: str) -> torch.Tensor:
+    """Frames `[B, T, C]`, or the mean of those that each window gives, `[B, C]`."""
+    if pool == "none":
+        return frames
+    given = [row[window.skip : window.skip + window.num_frames] for row, window in zip(frames, windows, strict=True)]
+    return torch.stack([row.mean(0) for row in given])
+
+
+class MeanPool:
+    """The mean over all frames of a track, of the means of its windows: each weighs by its frames."""
+
+    def __init__(self):
+        self._sums: dict[str, np.ndarray] = {}
+        self._num_frames = 0
+
+    def add(self, window: Window, values: Mapping[str, np.ndarray]) -> None:
+        """Take in the means of a window, layer -> `[C]`."""
+        self._num_frames += window.num_frames
+        for layer, mean in values.items():
+            self._sums[layer] = self._sums.get(layer, 0.0) + mean.astype(np.float64) * window.num_frames
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Layer -> `[C]`, float32."""
+        return {layer: (total / self._num_frames).astype(np.float32) for layer, total in self._sums.items()}
 
 
 def embed_tracks(
     model: Music2VecModel,
     feature_extractor: Music2VecFeatureExtractor,
-    tracks: Iterable[np.ndarray],
+    tracks: Iterable,
     layers: Sequence[str] | None = None,
     pool: str = "mean",
     window_seconds: float = 30.0,
     precision: str = "fp32",
+    overlap_seconds: float = 0.0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Embed tracks in order.
 
     Args:
         model, feature_extractor: from [`load_model`].
-        tracks (iterable of `np.ndarray` of shape `(num_samples,)`): mono at 16 kHz.
+        tracks (iterable): arrays `(num_samples,)`, mono at 16 kHz, or paths or bytes of audio files.
         layers (`Sequence[str]`, *optional*): names as in [`layer_names`]; all by default.
         pool (`str`): `"mean"` over all frames of the track (so a short last window weighs by its length) or `"none"`.
         window_seconds (`float`): longest piece that the model hears at once. A rest too short for one frame is left
             out.
         precision (`str`): of matrix products: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
+        overlap_seconds (`float`): what a window shares with the next one; see [`WindowPlan`].
 
     Yields:
         `dict`: layer -> `[C]`, or `[T, C]` without pooling; float32.
 
     Raises:
-        ValueError: for an unknown layer, pooling or precision, or audio that the extractor refuses.
+        ValueError: for an unknown layer, pooling or precision, or audio that cannot be read or the extractor refuses.
     """
     chosen = check_layers(model, layers)
-    if pool not in ("mean", "none"):
-        raise ValueError(f"`pool` is {pool!r}. Use 'mean' or 'none'.")
-    shortest = model.config.receptive_field
-    window = round(window_seconds * SAMPLING_RATE)
-    if window < shortest:
-        raise ValueError(
-            f"`window_seconds` is {window_seconds}. Use at least {shortest / SAMPLING_RATE} s, one frame."
-        )
-    waiting: list[np.ndarray] = []
-    for track in tracks:
-        waiting.append(feature_extractor(track, sampling_rate=SAMPLING_RATE)["input_values"][0])
-        if sum(map(len, waiting)) >= _READ_AHEAD_SECONDS * SAMPLING_RATE:
-            yield from _embed_together(model, waiting, chosen, pool, window, precision)
-            waiting = []
-    yield from _embed_together(model, waiting, chosen, pool, window, precision)
+    plan = WindowPlan.from_seconds(model.config, window_seconds, overlap_seconds)
+    loaded = load_tracks(tracks, feature_extractor, decoding_threads(model))
+    for _, values in _embed_loaded(model, loaded, chosen, pool, plan, precision):
+        yield values
 
 
-def _embed_together(model, tracks, layers, pool, window, precision):
-    """Embed a few tracks: all their windows, in batches of equal length."""
-    shortest = model.config.receptive_field
-    by_length = defaultdict(list)
-    for index, samples in enumerate(tracks):
-        for start in range(0, len(samples), window):
-            piece = samples[start : start + window]
-            if len(piece) >= shortest:
-                by_length[len(piece)].append((index, start, piece))
-    device = next(model.parameters()).device
-    parts = [{layer: {} for layer in layers} for _ in tracks]
-    for length, pieces in by_length.items():
-        rows = max(1, int(_BATCH_SECONDS * SAMPLING_RATE / length))
-        for first in range(0, len(pieces), rows):
-            batch = pieces[first : first + rows]
-            input_values = torch.from_numpy(np.stack([piece for _, _, piece in batch])).to(device)
-            with autocast(precision, device.type):
-                for layer, frames in layer_frames(model, input_values):
-                    if layer in layers:
-                        frames = frames.float()
-                        kept = (frames.sum(1, keepdim=True) if pool == "mean" else frames).cpu().numpy()
-                        for (index, start, _), values in zip(batch, kept, strict=True):
-                            parts[index][layer][start] = (values, frames.shape[1])
-    for track in parts:
-        yield {layer: _join(pieces, pool) for layer, pieces in track.items()}
+def decoding_threads(model: Music2VecModel) -> int:
+    """Threads that decode while a GPU computes; on a CPU none, for the model needs all cores itself."""
+    return 0 if next(model.parameters()).device.type == "cpu" else _DECODING_THREADS
 
 
-def _join(pieces, pool):
-    values = [pieces[start] for start in sorted(pieces)]
-    joined = np.concatenate([frames for frames, _ in values])
-    return joined if pool == "none" else (joined.sum(0) / sum(count for _, count in values)).astype(np.float32)
-
-
-def check_layers(model: Music2VecModel, layers: Sequence[str] | None) -> list[str]:
-    """The layers that were asked for, all for `None`; a ValueError names those that the model does not have."""
-    known = layer_names(model)
-    chosen = known if layers is None else [str(layer) for layer in layers]
-    unknown = [layer for layer in chosen if layer not in known]
-    if unknown:
-        raise ValueError(f"There is no layer {', '.join(unknown)}. This model has {', '.join(known)}.")
-    return chosen
+def _embed_loaded(model, tracks, layers, pool, plan, precision) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Of every track the times of its frames, and its layers."""
+    windows = embed_windows(model, tracks, layers, pool, plan, precision)
+    for _, group in groupby(windows, key=lambda found: found[0]):
+        times, frames, mean = [], defaultdict(list), MeanPool()
+        for _, window, values in group:
+            times.append(window.frame_times(model.config))
+            if pool == "mean":
+                mean.add(window, values)
+            for layer, value in values.items() if pool == "none" else ():
+                frames[layer].append(value)
+        joined = {layer: np.concatenate(parts) for layer, parts in frames.items()}
+        yield np.concatenate(times), mean.result() if pool == "mean" else joined
 
 
 def embed_files(
@@ -194,7 +205,7 @@ def embed_files(
     Raises:
         AudioError: for a file that cannot be read, naming it.
     """
-    tracks = (read_audio(path) for path in tqdm(paths, desc="embedding", unit="file", disable=not progress))
+    tracks = tqdm(paths, desc="embedding", unit="file", disable=not progress)
     rows = list(embed_tracks(model, feature_extractor, tracks, window_seconds=window_seconds, precision=precision))
     return {layer: np.stack([row[layer] for row in rows]) for layer in layer_names(model)}
 
@@ -208,51 +219,103 @@ def embed(
     sampling_rate: int | None = None,
     feature_extractor: Music2VecFeatureExtractor | None = None,
     precision: str = "fp32",
-) -> np.ndarray | list[np.ndarray]:
+    overlap_seconds: float = 0.0,
+    device: str | None = None,
+    compile: bool = False,
+    return_times: bool = False,
+) -> np.ndarray | list[np.ndarray] | tuple:
     """Embeddings of one track or of several.
 
     Args:
         model: folder, Hub id, or a loaded [`Music2VecModel`].
-        audio: a path, an array `(num_samples,)`, or a list of either.
+        audio: one track: the path of an audio file, its bytes, an array `(num_samples,)`, or a row of a data set,
+            `{"array", "sampling_rate"}` or `{"bytes", "path"}`. Or several: a list of these, a `datasets.Dataset` with
+            a column of audio, a folder, a prepared corpus, Parquet files, or the Hub id of a data set.
         layers: `"all"` (0 to the last), one layer, or several; `"conv"` is the raw front end, whose width may differ
             from the others', so it is asked for alone.
         pool (`str`): `"mean"` over the track, or `"none"` for every frame (50 a second within a window).
         window_seconds (`float`): longest piece that the model hears at once.
-        sampling_rate (`int`, *optional*): of arrays, in Hz; `None` means 16 kHz. Files know theirs.
+        sampling_rate (`int`, *optional*): of arrays, in Hz; `None` means 16 kHz. Files and rows know theirs.
         feature_extractor: for a loaded model; by default one with the reference's normalisation.
         precision (`str`): of matrix products: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
+        overlap_seconds (`float`): what a window shares with the next one, at most half; see [`WindowPlan`].
+        device (`str`, *optional*): `cpu`, `cuda`, `mps` or `auto`, to which the model is moved; by default it stays.
+        compile (`bool`): let torch.compile speed up the model: worth its minute for hours of audio.
+        return_times (`bool`): give the time of every frame, too.
 
     Returns:
         `np.ndarray`, float32: `[C]` for one layer, `[L, C]` for several, with `T` before `C` where `pool` is
-        `"none"`; with one more dimension in front for a list of tracks (a list where their lengths differ).
+        `"none"`; with one more dimension in front for several tracks (a list where their lengths differ).
+        With `return_times` a tuple of this and the centre of each frame in seconds, `[T]`, or a list of these.
 
     Raises:
         ValueError: for an unknown layer, or `conv` among others; AudioError for a file that cannot be read.
     """
     if isinstance(model, (str, Path)):
         model, feature_extractor = load_model(model)
+    if device is not None:
+        model = model.to(choose_device(device))
+    if compile:
+        compile_model(model)
     feature_extractor = feature_extractor or Music2VecFeatureExtractor(receptive_field=model.config.receptive_field)
-    one_track = isinstance(audio, (str, Path)) or hasattr(audio, "shape")
     one_layer = isinstance(layers, (str, int)) and layers != "all"
     if layers == "all":
         layers = [name for name in layer_names(model) if name != CONV]
     names = [str(layer) for layer in ([layers] if one_layer else layers)]
     if CONV in names and len(names) > 1:
         raise ValueError("`conv` was asked for beside other layers, but its width differs. Ask for it alone.")
-    tracks = (_load_track(item, sampling_rate, feature_extractor) for item in ([audio] if one_track else audio))
-    results = [
-        np.stack([row[name] for name in names]) if not one_layer else row[names[0]]
-        for row in embed_tracks(model, feature_extractor, tracks, names, pool, window_seconds, precision)
-    ]
+    items, one_track = _items(audio)
+    sources = (_source(item, sampling_rate, feature_extractor) for item in items)
+    plan = WindowPlan.from_seconds(model.config, window_seconds, overlap_seconds)
+    tracks = load_tracks(sources, feature_extractor, decoding_threads(model))
+    results, times = [], []
+    for track_times, row in _embed_loaded(model, tracks, check_layers(model, names), pool, plan, precision):
+        results.append(row[names[0]] if one_layer else np.stack([row[name] for name in names]))
+        times.append(track_times)
     if one_track:
-        return results[0]
-    return np.stack(results) if len({result.shape for result in results}) == 1 else results
+        return (results[0], times[0]) if return_times else results[0]
+    found = np.stack(results) if len({result.shape for result in results}) == 1 else results
+    return (found, times) if return_times else found
 
 
-def _load_track(item, sampling_rate, feature_extractor) -> np.ndarray:
-    if isinstance(item, (str, Path)):
-        return read_audio(item)
+def _items(audio) -> tuple[Iterable, bool]:
+    """The tracks in what was handed to [`embed`], and whether it is a single one."""
+    if isinstance(audio, (Dataset, IterableDataset)):
+        return (row["audio"] for row in name_audio_column("The data set", audio)), False
+    if isinstance(audio, (str, Path)) and not is_one_file(audio):
+        listing = list_inputs([audio])
+        if listing.rejects:
+            raise ValueError(f"{audio}: {listing.rejects[0][1]}")
+        return [track.source for track in listing.tracks], False
+    if isinstance(audio, (str, Path, bytes, Mapping)) or hasattr(audio, "shape"):
+        return [audio], True
+    return audio, False
+
+
+def _source(item, sampling_rate, feature_extractor):
+    """What [`LoadedTrack`] takes."""
+    if isinstance(item, Mapping):
+        if "array" not in item:
+            return encoded_audio(item)
+        item, sampling_rate = item["array"], item["sampling_rate"]
+    if isinstance(item, (str, Path, bytes)) or hasattr(item, "read"):
+        return item
     return feature_extractor.to_samples(item, sampling_rate or SAMPLING_RATE)
 
 
-__all__ = ["embed", "embed_files", "embed_tracks", "layer_frames", "layer_names", "load_model", "model_hash"]
+__all__ = [
+    "CONV",
+    "MeanPool",
+    "check_layers",
+    "choose_device",
+    "compile_model",
+    "decoding_threads",
+    "embed",
+    "embed_files",
+    "embed_tracks",
+    "embed_windows",
+    "layer_frames",
+    "layer_names",
+    "load_model",
+    "model_hash",
+]
