@@ -1,0 +1,180 @@
+"""Clips of a labelled corpus as items for `Trainer`: random crops to train on, windows of whole clips to score."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from datasets import Dataset as Corpus
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from music2vec_hf.configuration_music2vec import Music2VecConfig
+from music2vec_hf.data.audio import SAMPLING_RATE
+from music2vec_hf.data.corpus import load_corpus, read_crop
+from music2vec_hf.data.finding import find_corpus
+from music2vec_hf.data.measuring import clip_lengths
+from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
+
+_METADATA = "metadata.csv"
+
+
+def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
+    """[`load_corpus`] for one split, with the labels of a folder of audio files.
+
+    Those come from its `metadata.csv` as in the audio folders of `datasets`: a column `file_name`, relative to the
+    folder, and any others. A column `split` there, as `music2vec synth` writes it, goes before the folders' names.
+    Without a `metadata.csv` the name of a file's folder is its `label`.
+
+    Raises:
+        ValueError: as in [`load_corpus`]; if the split is empty or files are missing in `metadata.csv`.
+    """
+    found = find_corpus(corpus)
+    if found.kind == "audiofolder" and not found.on_hub:
+        metadata = Path(corpus, _METADATA)
+        table = _read_metadata(metadata) if metadata.is_file() else None
+        own_splits = table is not None and "split" in table
+        dataset = load_corpus(corpus, "all" if own_splits else split)
+        paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
+        if table is None:
+            dataset = dataset.add_column("label", [os.path.basename(os.path.dirname(path)) for path in paths])
+        else:
+            dataset = _with_columns(dataset, table, paths, metadata)
+        if own_splits:
+            dataset = dataset.select([row for row, name in enumerate(dataset["split"][:]) if name == split])
+    else:
+        try:
+            dataset = load_corpus(corpus, split)
+        except ValueError as error:  # Parquet without a row: `datasets` does not say which
+            if "corresponds to no data" not in str(error):
+                raise
+            dataset = ()
+    if len(dataset) == 0:
+        raise ValueError(f"The split {split} of {corpus} is empty. Name a split with clips in it.")
+    return dataset
+
+
+def _read_metadata(path: Path) -> pandas.DataFrame:
+    """metadata.csv with absolute paths as its index."""
+    table = pandas.read_csv(path)
+    if "file_name" not in table:
+        raise ValueError(f"{path} has no column file_name, only {', '.join(map(str, table))}.")
+    table.index = [os.path.abspath(path.parent / str(name)) for name in table.pop("file_name")]
+    if not table.index.is_unique:
+        raise ValueError(f"{path} names a file twice. Give each audio file one line.")
+    return table
+
+
+def _with_columns(dataset: Corpus, table: pandas.DataFrame, paths: list[str], metadata: Path) -> Corpus:
+    """The data set with the metadata of the files in `paths`, its rows."""
+    missing = [path for path in paths if path not in table.index]
+    if missing:
+        raise ValueError(f"{metadata} does not name {len(missing)} of the files, the first is {missing[0]}.")
+    table = table.loc[paths]
+    for name in table:
+        if name not in dataset.column_names:
+            values = [None if pandas.isna(value) else value for value in table[name].tolist()]
+            dataset = dataset.add_column(name, values)
+    return dataset
+
+
+class Clips(Dataset):
+    """What both kinds of items share: reading a part of a clip, normalised by the whole clip's mean and deviation.
+
+    Args:
+        corpus (`datasets.Dataset`): from [`load_labelled_corpus`].
+        targets (`np.ndarray`): from [`Labels.targets`].
+        extractor ([`Music2VecFeatureExtractor`]).
+
+    Raises:
+        ValueError: if a clip is shorter than one frame.
+    """
+
+    def __init__(self, corpus: Corpus, targets: np.ndarray, extractor: Music2VecFeatureExtractor):
+        self.lengths, self.targets, self.extractor = clip_lengths(corpus), targets, extractor
+        self.means, self.stds = (np.asarray(corpus[name][:]) for name in ("clip_mean", "clip_std"))
+        self.audio = corpus.select_columns("audio")
+        short = int((self.lengths < extractor.receptive_field).sum())
+        if short:
+            raise ValueError(f"{short} of the {len(corpus)} clips are shorter than one frame, 25 ms. Take them out.")
+
+    def part(self, clip: int, start: int, num_samples: int) -> dict[str, np.ndarray]:
+        """`input_values [num_samples]` and `labels` of a part of a clip."""
+        samples = read_crop(self.audio[clip], start, num_samples)
+        if self.extractor.do_normalize:
+            samples = self.extractor.standardize(samples, float(self.means[clip]), float(self.stds[clip]) ** 2)
+        return {"input_values": samples, "labels": self.targets[clip]}
+
+
+class RandomCrops(Clips):
+    """One crop of each clip, another one in each `epoch`: a pure function of (seed, epoch, clip). Clips that are
+    shorter are taken whole."""
+
+    def __init__(self, corpus, targets, extractor, crop_seconds: float, seed: int):
+        super().__init__(corpus, targets, extractor)
+        self.num_samples, self.seed, self.epoch = round(crop_seconds * SAMPLING_RATE), seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, clip: int) -> dict[str, np.ndarray]:
+        num_samples = min(self.num_samples, int(self.lengths[clip]))
+        rng = np.random.default_rng([self.seed, self.epoch, clip])
+        return self.part(clip, int(rng.integers(self.lengths[clip] - num_samples + 1)), num_samples)
+
+
+class Windows(Clips):
+    """All clips, whole, cut into windows as the pipeline cuts a song.
+
+    Attributes:
+        clips (`np.ndarray` of shape `(num_windows,)`): which clip a window is of.
+        num_frames (`np.ndarray` of shape `(num_windows,)`): its frames, the weight of its answer.
+    """
+
+    def __init__(self, corpus, targets, extractor, window_seconds: float, config: Music2VecConfig):
+        super().__init__(corpus, targets, extractor)
+        window, shortest = round(window_seconds * SAMPLING_RATE), config.receptive_field
+        self.rows = [
+            (clip, start, min(window, int(length) - start))
+            for clip, length in enumerate(self.lengths)
+            for start in range(0, int(length), window)
+            if length - start >= shortest
+        ]
+        self.clips = np.array([clip for clip, _, _ in self.rows])
+        self.num_frames = np.array([config.num_frames(num_samples) for _, _, num_samples in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.part(*self.rows[index])
+
+
+class EpochCallback(TrainerCallback):
+    """Tells [`RandomCrops`] which epoch begins, also in a run that goes on from a checkpoint."""
+
+    def __init__(self, crops: RandomCrops):
+        self.crops = crops
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Called by `Trainer` before it starts to read."""
+        self.crops.epoch = int(state.epoch)
+
+
+def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Items -> `input_values [B, N]`, `labels`, and `attention_mask [B, N]` where lengths differ."""
+    lengths = [len(item["input_values"]) for item in items]
+    values = np.zeros((len(items), max(lengths)), dtype=np.float32)
+    for row, item in zip(values, items, strict=True):
+        row[: len(item["input_values"])] = item["input_values"]
+    batch = {
+        "input_values": torch.from_numpy(values),
+        "labels": torch.from_numpy(np.stack([item["labels"] for item in items])),
+    }
+    if min(lengths) < max(lengths):
+        batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return batch
+
+
+__all__ = ["Clips", "EpochCallback", "RandomCrops", "Windows", "collate", "load_labelled_corpus"]

@@ -1,0 +1,134 @@
+"""One fine-tuning run from settings to a model that `pipeline("audio-classification")` serves."""
+
+from pathlib import Path
+
+import torch
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from music2vec_hf.data.hub_files import explain_hub_errors
+from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.finetuning import metrics
+from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer, standardise_features
+from music2vec_hf.finetuning.arguments import FinetuneArguments
+from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
+from music2vec_hf.finetuning.labels import Labels, class_weights, find_labels
+from music2vec_hf.heads_music2vec import Music2VecForSequenceClassification
+
+_NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
+
+
+def finetune(args: FinetuneArguments) -> dict[str, float]:
+    """Fine-tune a model on a labelled corpus, choose the best epoch on validation, and save it.
+
+    `args.output_dir` gets the model (for mode `lora` with its matrices merged: a plain
+    [`Music2VecForSequenceClassification`]), its feature extractor, `all_results.json`, and the checkpoints from which
+    `args.resume` goes on. A run that was killed gives, when resumed, the result that it would have given.
+
+    Args:
+        args ([`FinetuneArguments`]).
+
+    Returns:
+        `dict`: scores of the best epoch on validation as `eval_<metric>` and, where `args.test_split` is named, on
+        test as `test_<metric>`, beside the losses and times of `Trainer`.
+
+    Raises:
+        ValueError: if the settings, the corpus, its labels or the model cannot be used, in one sentence.
+    """
+    output = Path(args.output_dir)
+    checkpoint = get_last_checkpoint(output) if output.is_dir() else None
+    if not args.resume and (checkpoint or (output / "config.json").exists()):
+        raise ValueError(f"{output} already holds a run. Go on with --resume, or name another output_dir.")
+    corpora = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    corpora = {name: load_labelled_corpus(args.corpus, split) for name, split in corpora.items() if split}
+    labels = find_labels(corpora["train"], args.label, args.problem_type)
+    targets = {name: labels.targets(corpus, name) for name, corpus in corpora.items()}
+    model, extractor = _load(args, labels, targets["train"])
+    crops = RandomCrops(corpora["train"], targets["train"], extractor, args.crop_seconds, args.seed)
+    windows = {
+        name: Windows(corpora[name], targets[name], extractor, args.window_seconds, model.config)
+        for name in corpora
+        if name != "train"
+    }
+    if checkpoint is None:  # else the checkpoint holds them
+        standardise_features(model, crops, args)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        tuner = choose_trained(model, args)
+    trainer = _make_trainer(args, model, crops, windows["validation"], labels)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    results = {}
+    for name, prefix in (("validation", "eval"), ("test", "test")):
+        if name in windows:
+            trainer.compute_metrics = _scorer(windows[name], labels)
+            results |= trainer.evaluate(windows[name], metric_key_prefix=prefix)
+    model = model if tuner is None else tuner.merge_and_unload()
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output)
+        extractor.save_pretrained(output)
+        trainer.save_metrics("all", results, combined=False)
+    return results
+
+
+def _load(args: FinetuneArguments, labels: Labels, targets):
+    """The model with a new head for these labels, and its feature extractor."""
+    settings = {
+        "problem_type": labels.problem_type,
+        "id2label": dict(enumerate(labels.names)),
+        "label2id": {name: number for number, name in enumerate(labels.names)},
+        "classifier_layer": args.head_layer,
+        "classifier_pooling": args.classifier_pooling,
+        "classifier_hidden_size": args.classifier_hidden_size,
+        "classifier_dropout": args.classifier_dropout,
+        "window_seconds": args.window_seconds,
+    }
+    if labels.problem_type == "regression":
+        deviations = targets.std(0)
+        if not (deviations > 0).all():
+            raise ValueError(f"A column of {', '.join(labels.columns)} has one value only in the training split.")
+        settings |= {"target_mean": targets.mean(0).tolist(), "target_std": deviations.tolist()}
+    if args.mode == "frozen":
+        settings |= _NO_DROPOUT | {"layerdrop": 0.0}  # a frozen encoder has nothing to learn from noise
+    with explain_hub_errors(args.model, "a model"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        extractor = Music2VecFeatureExtractor.from_pretrained(args.model)
+        model = Music2VecForSequenceClassification.from_pretrained(
+            args.model, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
+        )
+    return model, extractor
+
+
+def _scorer(windows: Windows, labels: Labels):
+    """`compute_metrics` of `Trainer` for these windows."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        logits = metrics.clip_logits(prediction.predictions, windows.clips, windows.num_frames)
+        return metrics.score(labels.problem_type, labels.names, logits, windows.targets)
+
+    return compute
+
+
+def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: Labels) -> Trainer:
+    callbacks = [EpochCallback(crops)]
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    loss = None
+    if args.class_weights:
+        if labels.problem_type == "regression":
+            raise ValueError("`class_weights` are for classes and tags; leave them out for regression.")
+        weights = torch.from_numpy(class_weights(crops.targets, len(labels.names)))
+        loss = WeightedLoss(weights, labels.problem_type == "multi_label_classification")
+    return Trainer(
+        model,
+        args,
+        data_collator=collate,
+        train_dataset=crops,
+        eval_dataset=validation,
+        compute_loss_func=loss,
+        compute_metrics=_scorer(validation, labels),
+        callbacks=callbacks,
+        optimizers=(make_optimizer(model, args), None),
+    )
+
+
+__all__ = ["finetune"]
