@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-_PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # music2vec_hf.precision's, which imports torch
+from music2vec_hf.cli_embeddings import PRECISION_HELP, PRECISIONS, add_embed_verbs, layer_list
+from music2vec_hf.cli_export import add_export_verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,12 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     if rest and args.verb is not pretrain:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    from huggingface_hub.errors import HTTPError
+
     from music2vec_hf.pretraining.monitors import TrainingStopped
     from music2vec_hf.pretraining.signals import REQUEUE_EXIT_CODE, TrainingInterrupted
 
     try:
         args.verb(args, rest) if args.verb is pretrain else args.verb(args)
-    except (ValueError, OSError, TrainingStopped) as error:
+    except (ValueError, OSError, HTTPError, TrainingStopped) as error:
         print(f"music2vec: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except TrainingInterrupted as stop:
@@ -74,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
 
     command = verb(inspect, "print what a corpus holds; write a page with histograms and ten clips to see and hear")
-    command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
+    command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made, or Hub id")
     command.add_argument("--output", default="inspection.html", help="page to write (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="draws the ten clips (default: %(default)s)")
 
@@ -108,6 +111,13 @@ def _add_prepare(verb, cores: int) -> None:
         help="ray: RAY_ADDRESS's cluster (default: %(default)s)",
     )
     command.add_argument(
+        "--file-timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="reject a file that takes longer, 50 kB/s granted; 0: never (default: %(default)s)",
+    )
+    command.add_argument(
         "--hours", type=float, help="take tracks, or whole artists, at random until they last so long"
     )
     command.add_argument("--seed", type=int, help="of --hours (default: 0)")
@@ -132,32 +142,9 @@ def _add_prepare(verb, cores: int) -> None:
 
 def _add_model_verbs(verb) -> None:
     """The verbs that start from a model or its results."""
-    precision_help = "of the model; auto: bf16 where the hardware multiplies it (default: %(default)s)"
-    command = verb(embed, "layer-wise embeddings of audio files")
-    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    command.add_argument("inputs", metavar="INPUT", nargs="+", help="audio files or folders")
-    command.add_argument("--output", required=True, help="Parquet file to write")
-    command.add_argument("--layers", default="all", help="all, or some of conv,0,1,... (default: %(default)s)")
-    command.add_argument("--pool", default="mean", choices=("mean", "none"), help="per track or per frame")
-    command.add_argument("--window-seconds", type=float, default=30.0, help="heard at once (default: %(default)s)")
-    command.add_argument("--precision", default="fp32", choices=_PRECISIONS, help=precision_help)
+    add_embed_verbs(verb)
 
-    command = verb(probe, "probe a model on a task, beside random weights, spectral features and chance")
-    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    command.add_argument("--task", required=True, help="a task or group, for example synthetic or synthetic-genre")
-    command.add_argument("--data", required=True, help="folder of the task's data")
-    command.add_argument("--output", required=True, help="folder for results.json, predictions and the cache")
-    command.add_argument("--layers", default="all", help="all, or some of conv,0,1,... (default: %(default)s)")
-    command.add_argument("--search", default="quick", help="protocol (default: %(default)s)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
-    command.add_argument("--random-init-seed", type=int, default=0, help="of the random weights (default: 0)")
-    command.add_argument("--precision", default="fp32", choices=_PRECISIONS, help=precision_help)
-    command.add_argument(
-        "--allow-missing", action="store_true", help="leave out tracks without usable audio; not comparable then"
-    )
-    command.add_argument(
-        "--baselines", nargs="*", default=["random-init", "mfcc", "chroma"], help="probed beside (default: all three)"
-    )
+    _add_probe(verb)
 
     command = verb(report, "table, figures and HTML page from results and pretraining runs")
     command.add_argument(
@@ -165,14 +152,51 @@ def _add_model_verbs(verb) -> None:
     )
     command.add_argument("--output", required=True, help="folder of report.html")
 
-    command = verb(convert, "turn a fairseq data2vec-audio checkpoint into a model to resume, use or release")
-    command.add_argument("checkpoint", metavar="CKPT.pt", help="fairseq's file; it is read, never run")
-    command.add_argument("out", metavar="OUT", help="new folder")
+    add_export_verbs(verb)
 
-    command = verb(export, "write a model so that plain transformers loads it")
-    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    command.add_argument("out", metavar="OUT", help="new folder")
-    command.add_argument("--format", default="data2vec-audio", choices=("data2vec-audio",))
+    command = verb(push, "upload a model with a generated card, so that it loads without this library, too")
+    command.add_argument("folder", metavar="DIR", help="run that is finished, checkpoint, or other model folder")
+    command.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if it is not there")
+    command.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as cc-by-4.0")
+    command.add_argument("--private", action="store_true", help="if it makes the repository, make it private")
+    command.add_argument("--revision", metavar="BRANCH", help="branch to write to; made if it is not there")
+    command.add_argument(
+        "--results", nargs="+", metavar="PATH", help="results.json files (default: those below and beside DIR)"
+    )
+    command.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="",
+        metavar="OUT",
+        help="upload nothing: list the files and print the card, or write all to the new folder OUT",
+    )
+
+
+def _add_probe(verb) -> None:
+    command = verb(probe, "probe a model on a task, beside random weights, spectral features and chance")
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id of any audio encoder")
+    command.add_argument("--task", required=True, help="a task or group, for example synthetic or synthetic-genre")
+    command.add_argument("--data", required=True, help="folder of the task's data")
+    command.add_argument("--output", required=True, help="folder for results.json, predictions and the cache")
+    command.add_argument("--layers", default="all", help="some of conv,0,1,..., or pilot: the one that quick chooses")
+    command.add_argument("--export", metavar="DIR", help="write MODEL with the task's probe; of several DIR/TASK")
+    command.add_argument("--search", default="quick", help="quick, marble or jukemir (default: %(default)s)")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
+    command.add_argument("--random-init-seed", type=int, default=0, help="of the random weights (default: 0)")
+    command.add_argument("--precision", default="fp32", choices=PRECISIONS, help=PRECISION_HELP)
+    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of model and probes (default: cpu)")
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code that MODEL's repository brings"
+    )
+    command.add_argument(
+        "--allow-missing", action="store_true", help="leave out tracks without usable audio; not comparable then"
+    )
+    command.add_argument(
+        "--baselines",
+        nargs="*",
+        default=["random-init", "mfcc", "chroma"],
+        help="some of random-init, mfcc, chroma, mel (default: the first three)",
+    )
 
 
 def demo(args) -> None:
@@ -207,6 +231,7 @@ def prepare(args) -> None:
         seed=args.seed,
         shard=None if args.shard is None else parse_shard(args.shard),
         engine=args.engine,
+        file_timeout=args.file_timeout,
     )
     if "part" not in summary:
         _print_corpus(args.out, summary)
@@ -299,33 +324,9 @@ def read_overrides(arguments: Sequence[str]) -> dict:
     return {key: words[0] if len(words) == 1 else words or True for key, words in values.items()}
 
 
-def embed(args) -> None:
-    """See [`music2vec_hf.embedding_table.write_embeddings`]."""
-    from music2vec_hf.embedding_table import write_embeddings
-
-    summary = write_embeddings(
-        args.model,
-        args.inputs,
-        args.output,
-        _layer_list(args.layers),
-        args.pool,
-        args.window_seconds,
-        args.precision,
-    )
-    print(
-        f"{args.output}: {summary['tracks']} tracks, layers {', '.join(summary['layers'])}, "
-        f"{summary['hours']:.2f} h of audio; {len(summary['rejects'])} files could not be read"
-    )
-    for path, reason in summary["rejects"]:
-        print(f"  left out: {path}: {reason}", file=sys.stderr)
-
-
-def _layer_list(layers: str) -> list[str] | None:
-    return None if layers == "all" else [layer.strip() for layer in layers.split(",") if layer.strip()]
-
-
 def probe(args) -> None:
     """See [`music2vec_hf.probing.suite.run_suite`]."""
+    from music2vec_hf.embeddings import choose_device
     from music2vec_hf.probing.report import format_table, notices
     from music2vec_hf.probing.results import read_results
     from music2vec_hf.probing.suite import run_suite
@@ -337,10 +338,13 @@ def probe(args) -> None:
         args.output,
         search=args.search,
         seeds=args.seeds,
-        layers=_layer_list(args.layers),
+        layers="pilot" if args.layers == "pilot" else layer_list(args.layers),
         random_init_seed=args.random_init_seed,
         precision=args.precision,
+        device=str(choose_device(args.device)),
         allow_missing=args.allow_missing,
+        trust_remote_code=args.trust_remote_code,
+        export=args.export,
     )
     written = read_results(results)
     print("\n".join([format_table(written), *notices(written), str(results)]))
@@ -353,18 +357,21 @@ def report(args) -> None:
     print(write_report(args.results, args.output))
 
 
-def convert(args) -> None:
-    """See [`music2vec_hf.fairseq.convert_fairseq_checkpoint`]."""
-    from music2vec_hf.fairseq import convert_fairseq_checkpoint
+def push(args) -> None:
+    """See [`music2vec_hf.push.make_publication`] and [`music2vec_hf.push.push_model`]."""
+    from music2vec_hf.push import make_publication, push_model
 
-    print(convert_fairseq_checkpoint(args.checkpoint, args.out))
-
-
-def export(args) -> None:
-    """See [`music2vec_hf.hub.export_data2vec_audio`]."""
-    from music2vec_hf.hub import export_data2vec_audio
-
-    print(export_data2vec_audio(args.model, args.out))
+    publication = make_publication(args.folder, args.repo_id, args.license, args.results, args.revision)
+    for name, size in publication.sizes.items():
+        print(f"{size:>13,} bytes  {name}")
+    if publication.left_out:
+        print(f"not uploaded: {', '.join(publication.left_out)}")
+    if args.dry_run is None:
+        print(push_model(publication, args.repo_id, args.private, args.revision))
+    elif args.dry_run:
+        print(publication.write(args.dry_run))
+    else:
+        print(f"\n{publication.files['README.md'].decode()}", end="")
 
 
 __all__ = ["build_parser", "main", "read_overrides"]

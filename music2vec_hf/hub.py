@@ -78,6 +78,14 @@ def _rename(name: str, rules) -> str | None:
     return None
 
 
+def check_new_folder(out: str | Path) -> Path:
+    """`out`, if it can take an export: it is not there, or an empty folder. Else a ValueError."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty. Name a new folder for the export.")
+    return out
+
+
 def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     """Write a Music2Vec encoder as a plain `data2vec-audio` folder, which transformers loads without this library.
 
@@ -91,9 +99,7 @@ def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     Raises:
         ValueError: if `out` exists and is not empty, or the Hub does not give the model.
     """
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists and is not empty. Name a new folder for the export.")
+    out = check_new_folder(out)
     encoder, extractor = load_model(model)
     known = {**Data2VecAudioConfig().to_dict(), "apply_spec_augment": False}
     fields = {key: value for key, value in encoder.config.to_dict().items() if key in known and key != "model_type"}
@@ -105,4 +111,4 @@ def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     return out
 
 
-__all__ = ["convert_fairseq_state_dict", "export_data2vec_audio"]
+__all__ = ["check_new_folder", "convert_fairseq_state_dict", "export_data2vec_audio"]

@@ -29,13 +29,15 @@ class HubServer(ThreadingHTTPServer):
     Attributes:
         private (`set[str]`): repositories that only the bearer of `TOKEN` sees.
         requests (`list[str]`): what was asked so far, as "GET /someone/model/resolve/main/config.json".
+        broken (`list[tuple[str, str]]`): patterns of requests, each with what happens to the next one that it fits:
+            "drop" closes the connection without an answer, "truncate" after half of the answer's body.
     """
 
     daemon_threads = True
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.private, self.requests, self.blobs = root, set(), [], {}
+        self.root, self.private, self.requests, self.blobs, self.broken = root, set(), [], {}, []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
@@ -60,6 +62,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {unquote(self.path)}")
         size = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(size)
+        self.how = self.breaks()
+        if self.how == "drop":
+            self.close_connection = True
+            return None
         path = urlsplit(self.path).path
         try:
             self.check_token()
@@ -77,6 +83,13 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_GET
 
+    def breaks(self) -> str | None:
+        for entry in self.server.broken:
+            if re.search(entry[0], self.server.requests[-1]):
+                self.server.broken.remove(entry)
+                return entry[1]
+        return None
+
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         usual = {"Content-Type": "application/json", "Content-Length": len(body)}
@@ -84,7 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, str(value))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if self.how == "truncate" else body)
+        self.close_connection |= self.how == "truncate"
 
     def log_message(self, *args):
         pass
@@ -150,7 +164,10 @@ class Handler(BaseHTTPRequestHandler):
     def create(self):
         self.check_token(needed=True)
         wanted = json.loads(self.body)
-        id = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
+        user = wanted.get("organization") or "someone"
+        id = f"{user}/{wanted['name']}"
+        if user != "someone":
+            raise HubError(403, "", f"You don't have the rights to create a model under the namespace {user}")
         folder = self.server.root / f"{wanted.get('type') or 'model'}s" / id
         address = {"url": f"{self.server.url}/{id}", "name": id}
         if folder.exists():
