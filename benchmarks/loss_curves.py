@@ -83,7 +83,7 @@ def main() -> None:
         }
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     text = (
-        f"{args.steps} steps, {args.seeds} seeds, {SMALL}, {device}, {platform.platform()}, "
+        f"{args.steps} steps, {args.seeds} seeds, {SMALL}, {device}, {platform.system()}, "
         f"torch {version('torch')}\n\n{compare(curves['fp32'], curves['bf16'])}"
     )
     print(text)

@@ -269,7 +269,7 @@ def report(args) -> str:
     ratios = [slow / fast for slow, fast in zip(times["plain"], times["ours"], strict=True)]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads, CPU"
     lines = [
-        f"{args.size}, {args.rows} crops of 5 s an update, {precision}, {name}, {platform.platform()}, "
+        f"{args.size}, {args.rows} crops of 5 s an update, {precision}, {name}, {platform.system()}, "
         f"torch {version('torch')}, transformers {version('transformers')}",
         "",
         f"Counted by hand {total / 1e12:.3f} TFLOP an update (torch's counter on the plain version: "
