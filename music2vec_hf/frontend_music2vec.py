@@ -1,36 +1,83 @@
 """The convolutional front end, computed channels-last: several times faster on a CPU than transformers' layers and
-equal to them within rounding. Parameters and their names are transformers'."""
+equal to them within rounding. Parameters and their names are transformers'.
+
+The clips of a batch lie one behind the other as a single sequence, each padded to a whole number of frames. So every
+layer is a few matrix products over views of it, and nothing is copied. The frames in which a clip would meet the next
+one belong to no clip, and are cut off at the end."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioConvLayer, Data2VecAudioFeatureEncoder
 
 from .configuration_music2vec import Music2VecConfig
 
 
-class Music2VecConvLayer(Data2VecAudioConvLayer):
-    """One convolution of the front end, LayerNorm and GELU, on `[B, T, C]` instead of `[B, C, T]`.
+class _StridedConvolution(torch.autograd.Function):
+    """Frames `[R, C]` and taps `[kernel, C, D]` -> `[R / stride, D]`, as if zeros followed.
 
-    A strided convolution is a matrix product over blocks of `stride` frames plus one product for each tap beyond the
-    block; with the channels last, none of it needs a transpose.
+    One product over blocks of `stride` frames, plus one for each tap that reaches into a later block. Autograd's own
+    backward would give each of these a gradient of full length, mostly zeros.
     """
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def forward(ctx, frames: torch.Tensor, taps: torch.Tensor, stride: int) -> torch.Tensor:
+        ctx.save_for_backward(frames, taps)
+        ctx.stride = stride
+        result = None
+        for used, weight in _products(frames, taps, stride):
+            if result is None:
+                result = used @ weight
+            else:
+                result[: len(used)].addmm_(used, weight)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        frames, taps = ctx.saved_tensors
+        by_frames, by_taps = frames.new_empty(frames.shape), taps.new_empty(taps.shape)
+        if len(taps) < ctx.stride:
+            by_frames.zero_()  # some frames are left out
+        into = zip(_products(by_frames, by_taps, ctx.stride), _products(frames, taps, ctx.stride), strict=True)
+        for number, ((by_used, by_weight), (used, weight)) in enumerate(into):
+            by_result = gradient[: len(used)]
+            torch.mm(used.mT, by_result, out=by_weight)
+            if number == 0:
+                torch.mm(by_result, weight.mT, out=by_used)
+            else:
+                by_used.addmm_(by_result, weight.mT)
+        return by_frames, by_taps, None
+
+
+def _products(frames: torch.Tensor, taps: torch.Tensor, stride: int):
+    """The factors of the convolution's products, as views: the blocks and their taps, then each later tap's."""
+    kernel, channels, _ = taps.shape
+    first = min(kernel, stride)
+    blocks = frames.view(-1, stride * channels)
+    yield blocks[:, : first * channels], taps[:first].flatten(0, 1)
+    for tap in range(first, kernel):
+        later, position = divmod(tap, stride)
+        yield blocks[later:, position * channels : (position + 1) * channels], taps[tap]
+
+
+class Music2VecConvLayer(Data2VecAudioConvLayer):
+    """One convolution of the front end, LayerNorm and GELU, on a sequence `[R, C]` instead of a batch `[B, C, T]`."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        num_frames = (hidden_states.shape[1] - kernel) // stride + 1
-        taps = self.conv.weight.permute(2, 1, 0)  # [kernel, C_in, C_out]
+        taps = self.conv.weight.permute(2, 1, 0).contiguous()  # [kernel, C_in, C_out]
         if self.in_conv_dim == 1:
-            windows = hidden_states.squeeze(-1).unfold(1, kernel, stride)  # [B, T, kernel]
-            hidden_states = windows @ taps.squeeze(1)
+            frames = F.pad(frames.squeeze(-1), (0, kernel - stride)).unfold(0, kernel, stride) @ taps.squeeze(1)
         else:
-            blocks = hidden_states[:, : num_frames * stride].unflatten(1, (num_frames, stride)).flatten(2)
-            result = blocks @ taps[:stride].flatten(0, 1)
-            for tap in range(stride, kernel):
-                result = result + hidden_states[:, tap::stride][:, :num_frames] @ taps[tap]
-            hidden_states = result
+            if torch.is_autocast_enabled(frames.device.type):
+                dtype = torch.get_autocast_dtype(frames.device.type)
+                frames, taps = frames.to(dtype), taps.to(dtype)
+            frames = _StridedConvolution.apply(frames, taps, stride)
         if self.conv.bias is not None:
-            hidden_states = hidden_states + self.conv.bias
-        return self.activation(self.layer_norm(hidden_states))
+            frames = frames + self.conv.bias
+        return self.activation(self.layer_norm(frames))
 
 
 class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
@@ -39,7 +86,8 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
     def __init__(self, config: Music2VecConfig):
         nn.Module.__init__(self)  # the parent's constructor would build transformers' layers first
         self.conv_layers = nn.ModuleList(Music2VecConvLayer(config, i) for i in range(config.num_feat_extract_layers))
-        self.receptive_field = config.receptive_field
+        self.receptive_field, self.num_frames = config.receptive_field, config.num_frames
+        self.hop = math.prod(config.conv_stride)
         self.gradient_checkpointing = False
         self._requires_grad = True
 
@@ -49,12 +97,14 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
                 f"`input_values` has shape {tuple(input_values.shape)}. Give `(batch_size, num_samples)` with at "
                 f"least {self.receptive_field} samples a row: a shorter clip does not fill one frame."
             )
-        hidden_states = input_values[:, :, None]
+        num_clips, num_samples = input_values.shape
+        frames = F.pad(input_values, (0, -num_samples % self.hop)).reshape(-1, 1)
         if self.gradient_checkpointing and self._requires_grad and self.training:
-            hidden_states = hidden_states.detach().requires_grad_()
+            frames = frames.detach().requires_grad_()
         for conv_layer in self.conv_layers:
-            hidden_states = conv_layer(hidden_states)
-        return hidden_states.transpose(1, 2)
+            frames = conv_layer(frames)
+        frames = frames.unflatten(0, (num_clips, -1))[:, : self.num_frames(num_samples)]
+        return frames.transpose(1, 2)
 
 
 __all__ = ["Music2VecFeatureEncoder"]
