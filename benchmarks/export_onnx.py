@@ -97,13 +97,14 @@ def probed(model: str, data: str, layers: int, seeds: list[int], folder: Path) -
     place = {path: number for number, path in enumerate(paths)}
     lines = ["| task | metric | torch | ONNX int8 |", "| --- | --- | --- | --- |"]
     for name, task in tasks.items():
-        order, cells = [place[path] for path in task.paths], []
-        for values in features.values():
-            result = probe({layer: rows[order] for layer, rows in values.items()}, task, "quick", seeds)
-            score = result.scores[task.task.primary_metric]
-            low, high = score["interval"]
-            cells.append(f"{score['value']:.3f} [{low:.3f}, {high:.3f}], layer {result.choice.layer}")
-        lines.append(f"| {name} | {task.task.primary_metric} | {' | '.join(cells)} |")
+        order = [place[path] for path in task.paths]
+        results = [
+            probe({layer: rows[order] for layer, rows in values.items()}, task, "quick", seeds)
+            for values in features.values()
+        ]
+        for metric in task.task.value_metrics:
+            cells = [f"{_score(result.scores[metric])}, layer {result.choice.layer}" for result in results]
+            lines.append(f"| {name} | {metric} | {' | '.join(cells)} |")
     hidden = graph.model.config.hidden_size
     return [
         *lines,
@@ -112,6 +113,11 @@ def probed(model: str, data: str, layers: int, seeds: list[int], folder: Path) -
         f"{hidden} wide, {len(paths)} clips; test scores as means over {len(seeds)} seeds, with 95 % intervals over "
         f"tracks. {export.int8.sentence()}",
     ]
+
+
+def _score(score: dict) -> str:
+    low, high = score["interval"]
+    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def main() -> None:
