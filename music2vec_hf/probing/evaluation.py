@@ -7,38 +7,24 @@ computed. A track may have several rows (`rows.py`): their outputs are combined 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from .baselines import chance_outputs
 from .bootstrap import NUM_RESAMPLES, draw_counts, interval, resampled_scores
+from .choosing import Choice, choose_probe
 from .ensembles import combine
 from .metrics import scorable_tags
 from .probes import ProbeData, ProbeJob, TrainedProbe
 from .results import Predictions
 from .rows import FeatureRows, SelectedRows
-from .searches import WEIGHTED, ProbeSettings, Search, get_search
+from .searches import WEIGHTED, Search, get_search
 from .tasks import SPLITS, Split, Task, TaskData
 from .training import train_probes
 
 CHANCE = "chance"
 PILOT = "pilot"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the validation split chose.
-
-    Attributes:
-        layer (`str`), settings (`ProbeSettings`): the winner; ties fall to the earlier layer and setting.
-        score (`float`): its validation score.
-        by_layer (`dict[str, dict]`): layer to its best validation `score` and the `settings` that gave it.
-    """
-
-    layer: str
-    settings: ProbeSettings
-    score: float
-    by_layer: dict[str, dict]
 
 
 @dataclass(frozen=True)
@@ -73,26 +59,6 @@ class ProbeResult:
     probes: tuple[TrainedProbe, ...] = ()
     rows: dict | None = None
     pilot: Choice | None = None
-
-
-def choose_probe(data: ProbeData, layers: Sequence[str], search: Search, seed: int = 0, device: str = "cpu") -> Choice:
-    """Choose layer and settings by the validation score. The test split is not an argument.
-
-    Args:
-        data (`ProbeData`): training and validation split.
-        layers (`Sequence[str]`): layers to try, in the order in which ties are broken.
-        search (`Search`): settings to try on every layer.
-        seed (`int`): seed of all trainings of the search.
-        device (`str`): torch device.
-    """
-    jobs = [ProbeJob(layer, settings, seed) for layer in layers for settings in search.settings]
-    by_layer: dict[str, dict] = {}
-    for trained in train_probes(jobs, data, search, device):
-        best = by_layer.get(trained.job.layer)
-        if best is None or trained.score > best["score"]:
-            by_layer[trained.job.layer] = {"score": trained.score, "settings": trained.job.settings}
-    layer = max(by_layer, key=lambda name: by_layer[name]["score"])  # the first of equals
-    return Choice(layer, by_layer[layer]["settings"], by_layer[layer]["score"], by_layer)
 
 
 def _several_rows(rows: FeatureRows) -> np.ndarray | None:
@@ -158,6 +124,8 @@ def probe(
     seeds: Sequence[int] = (0, 1, 2),
     device: str = "cpu",
     layers: str | Sequence[str] | None = None,
+    kept_in: Path | None = None,
+    progress: str | None = None,
 ) -> ProbeResult:
     """Probe frozen features on one task.
 
@@ -173,6 +141,7 @@ def probe(
         device (`str`): torch device.
         layers (`str` or `Sequence[str]`, *optional*): layers to try; by default all of the search; `"pilot"`: only the
             one that the search `quick` chooses on validation.
+        kept_in (`Path`, *optional*), progress (`str`, *optional*): see `choose_probe`.
 
     Returns:
         `ProbeResult`.
@@ -188,9 +157,10 @@ def probe(
     data = _probe_data(parts["train"], parts["validation"], task, task_data.splits)
     tried, pilot = layers_to_try(list(data.features), search, layers), None
     if layers == PILOT and len(tried) > 1:
-        pilot = choose_probe(data, [name for name in tried if name != WEIGHTED], get_search("quick"), seeds[0], device)
+        single = [name for name in tried if name != WEIGHTED]
+        pilot = choose_probe(data, single, get_search("quick"), seeds[0], device, kept_in, progress)
         tried = [pilot.layer]
-    choice = choose_probe(data, tried, search, seeds[0], device)
+    choice = choose_probe(data, tried, search, seeds[0], device, kept_in, progress)
     jobs = [ProbeJob(choice.layer, choice.settings, seed) for seed in seeds]
     trained = train_probes(jobs, data, search, device)
     outputs = np.stack([_track_outputs(one, parts["test"]) for one in trained])

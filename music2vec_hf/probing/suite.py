@@ -92,7 +92,7 @@ def run_suite(
             `"pilot"`: for each task only the one that `quick` chooses on validation. JukeMIR fixed its layer by a
             pilot, too.
         random_init_seed (`int`): seed of the weights of `random-init`.
-        cache_dir (`str` or `Path`, *optional*): where features are kept.
+        cache_dir (`str` or `Path`, *optional*): where features and the outcomes of searches are kept.
         window_seconds (`float`): longest piece that a model hears at once, in seconds.
         precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
         device (`str`): torch device.
@@ -137,7 +137,8 @@ def run_suite(
         of_model = source.kind in ("model", RANDOM_INIT)
         for task, task_data in loaded.items():
             selected = select_rows(rows_of[task][0], task_data, rows_of[task][1])
-            result = probe(selected, task_data, search, seeds, device, layers if of_model else None)
+            of_search = options["cache_dir"] / "searches", f"{source.name} on {task}" if progress else None
+            result = probe(selected, task_data, search, seeds, device, layers if of_model else None, *of_search)
             collected.keep(source.name, source.kind, task, result, source_hash)
         collected.time(source.name, extracted - started, time.perf_counter() - extracted)
     for task, task_data in loaded.items():

@@ -13,7 +13,7 @@ dimensions, on targets standardised with mean and standard deviation of the trai
 in the targets' own units). Optimiser: Adam with its usual betas. Gradients are written out: a probe is three products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -79,7 +79,9 @@ def _trained(stack: Stack, position: int, targets: Targets) -> TrainedProbe:
     return TrainedProbe(probe.job, probe.score, probe.step, state, *scales, shares, probe.ensemble)
 
 
-def _train_block(stacks: list[Stack], targets: Targets, search: Search, metric: str) -> dict[int, TrainedProbe]:
+def _train_block(
+    stacks: list[Stack], targets: Targets, search: Search, metric: str, ended: Callable[[int], object]
+) -> dict[int, TrainedProbe]:
     """Train stacks of one batch size, step by step together; returns number -> trained probe."""
     num_rows, device = len(targets.train), targets.train.device
     batch_size = min(stacks[0].settings.batch_size, num_rows)
@@ -101,6 +103,7 @@ def _train_block(stacks: list[Stack], targets: Targets, search: Search, metric: 
             for position in np.flatnonzero(done):
                 finished[stack.probes[position].number] = _trained(stack, position, targets)
             if any(done):
+                ended(sum(done))
                 stack.keep([position for position, gone in enumerate(done) if not gone])
         stacks = [stack for stack in stacks if stack.probes]
         if not stacks:
@@ -133,7 +136,12 @@ def _blocks(jobs: Sequence[ProbeJob], data: ProbeData, limit: int, batched: bool
 
 @torch.no_grad()
 def train_probes(
-    jobs: Sequence[ProbeJob], data: ProbeData, search: Search, device: str = "cpu", batched: bool = True
+    jobs: Sequence[ProbeJob],
+    data: ProbeData,
+    search: Search,
+    device: str = "cpu",
+    batched: bool = True,
+    finished: Callable[[int], object] | None = None,
 ) -> list[TrainedProbe]:
     """Train probes, those of one shape together.
 
@@ -143,6 +151,7 @@ def train_probes(
         search (`Search`): when training stops, and how it draws mini-batches; its settings are not looked at.
         device (`str`): torch device.
         batched (`bool`): False trains one probe after another, for comparison.
+        finished (`Callable`, *optional*): told how many probes have just come to their end.
 
     Returns:
         `list[TrainedProbe]`: in the order of `jobs`, each at its best validation score.
@@ -162,5 +171,5 @@ def train_probes(
                 features[key] = Features(data, *key, device)
             probes = [new_progress(number, jobs[number], search) for number in numbers]
             stacks.append(Stack(probes, features[key], data.num_outputs))
-        trained |= _train_block(stacks, targets, search, data.primary_metric)
+        trained |= _train_block(stacks, targets, search, data.primary_metric, finished or (lambda count: None))
     return [trained[number] for number in range(len(jobs))]

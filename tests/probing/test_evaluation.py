@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_tasks import LABELS, SEARCH, SIZES, toy_task, with_targets
 
-from music2vec_hf.probing import evaluation
+from music2vec_hf.probing import choosing, evaluation
 from music2vec_hf.probing.ensembles import combine
 from music2vec_hf.probing.metrics import compute_metric
 from music2vec_hf.probing.rows import FeatureRows, select_rows
@@ -55,14 +55,15 @@ def test_only_the_chosen_layer_meets_test_features(monkeypatch):
     seen = []
     train = evaluation.train_probes
 
-    def spy(jobs, data, *arguments):
-        probes = train(jobs, data, *arguments)
+    def spy(jobs, data, *arguments, **options):
+        probes = train(jobs, data, *arguments, **options)
         seen.append({job.layer for job in jobs})
         assert all(len(values) == SIZES["train"] for values in data.features.values())
         assert all(len(values) == SIZES["validation"] for values in data.validation_features.values())
         return probes
 
-    monkeypatch.setattr(evaluation, "train_probes", spy)
+    for module in (choosing, evaluation):
+        monkeypatch.setattr(module, "train_probes", spy)
     evaluation.probe(features, task_data, SEARCH, seeds=(0, 1))
     assert seen == [{"0", "1"}, {"1"}]
 

@@ -1,0 +1,96 @@
+"""The outcome of every searched layer is kept, and taken only for the very same search."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_tasks import SEARCH, toy_task
+
+from music2vec_hf.probing import choosing, evaluation
+from music2vec_hf.probing.choosing import choose_probe
+from music2vec_hf.probing.probes import ProbeData
+
+
+@pytest.fixture
+def data():
+    """Two layers of the toy genre task."""
+    features, task_data = toy_task("synthetic-genre")
+    parts = {
+        split: ({layer: values[task_data.rows(split)] for layer, values in features.items()}, task_data.splits[split])
+        for split in ("train", "validation")
+    }
+    (train, seen), (validation, held_out) = parts["train"], parts["validation"]
+    return ProbeData(train, seen.targets, validation, held_out.targets, "single_label_classification", 10, "accuracy")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The layers of every call of `train_probes`."""
+    calls, train = [], choosing.train_probes
+
+    def spy(jobs, *arguments, **options):
+        calls.append(list(dict.fromkeys(job.layer for job in jobs)))
+        return train(jobs, *arguments, **options)
+
+    monkeypatch.setattr(choosing, "train_probes", spy)
+    return calls
+
+
+def test_a_kept_outcome_is_the_same_choice_without_training(data, trained, tmp_path):
+    first = choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path)
+    assert first == choose_probe(data, ["0", "1"], SEARCH)
+    trained.clear()
+    assert choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path) == first
+    assert choose_probe(data, ["1"], SEARCH, kept_in=tmp_path).by_layer == {"1": first.by_layer["1"]}
+    assert trained == []
+
+
+CHANGES = {
+    "seed": lambda data: (data, SEARCH, 1),
+    "patience": lambda data: (data, replace(SEARCH, patience=SEARCH.patience + 1), 0),
+    "settings": lambda data: (data, replace(SEARCH, settings=SEARCH.settings[1:]), 0),
+    "targets": lambda data: (replace(data, targets=np.roll(data.targets, 1)), SEARCH, 0),
+    "held out": lambda data: (replace(data, validation_targets=np.roll(data.validation_targets, 1)), SEARCH, 0),
+    "feature": lambda data: (replace(data, features=data.features | {"1": data.features["1"] + 1e-3}), SEARCH, 0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_changes_is_searched_anew(data, trained, tmp_path, change):
+    choose_probe(data, ["1"], SEARCH, kept_in=tmp_path)
+    trained.clear()
+    changed, search, seed = CHANGES[change](data)
+    choice = choose_probe(changed, ["1"], search, seed, kept_in=tmp_path)
+    assert trained == [["1"]] and choice == choose_probe(changed, ["1"], search, seed)
+
+
+def test_a_stopped_search_goes_on_with_the_layers_it_lacks(data, trained, tmp_path, monkeypatch):
+    whole = choose_probe(data, ["0", "1"], SEARCH)
+    monkeypatch.setattr(choosing, "TRAINED_TOGETHER", 1)
+    spy = choosing.train_probes
+
+    def stopped(jobs, *arguments, **options):
+        if jobs[0].layer == "1":
+            raise KeyboardInterrupt
+        return spy(jobs, *arguments, **options)
+
+    monkeypatch.setattr(choosing, "train_probes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path)
+    monkeypatch.setattr(choosing, "train_probes", spy)
+    trained.clear()
+    assert choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path) == whole
+    assert trained == [["1"]]
+
+
+def test_the_progress_bar_counts_every_probe(data, capsys):
+    choose_probe(data, ["0", "1"], SEARCH, progress="toy probes")
+    total = 2 * len(SEARCH.settings)
+    assert f"{total}/{total}" in capsys.readouterr().err
+
+
+def test_a_run_keeps_outcomes_only_where_it_is_told(tmp_path):
+    features, task_data = toy_task("synthetic-genre")
+    result = evaluation.probe(features, task_data, SEARCH, seeds=(0,), kept_in=tmp_path / "searches")
+    assert len(list((tmp_path / "searches").glob("*.json"))) == 2
+    assert result.choice == evaluation.probe(features, task_data, SEARCH, seeds=(0,)).choice
