@@ -110,11 +110,13 @@ def plain_update(recipe, device: torch.device, batch: dict) -> Callable[[], None
     return run
 
 
-def counted_by_hand(config: Music2VecConfig, num_samples: int, rows: int, masked: int) -> dict[str, float]:
+def counted_by_hand(
+    config: Music2VecConfig, num_samples: int, rows: int, masked: int, views: int = 1
+) -> dict[str, float]:
     """Floating-point operations of one update by part: two per multiplication and addition of the matrix products.
 
     A product costs twice as much backward as forward; the front end's first layer needs no gradient of its input. The
-    teacher runs forward only. Norms, activations and sums are not counted.
+    teacher runs forward only, once for all `views` (masks) of a crop. Norms, activations and sums are not counted.
     """
     frames, front, width = num_samples, [], 1
     for size, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
@@ -129,9 +131,9 @@ def counted_by_hand(config: Music2VecConfig, num_samples: int, rows: int, masked
     return {
         "front end": rows * (3 * sum(front) - front[0]),
         "projection": rows * 3 * 2.0 * t * width * c,
-        "positional convolution": rows * 4 * position,
-        "attention": rows * 4 * attention,
-        "feed-forward": rows * 4 * feed_forward,
+        "positional convolution": rows * (1 + 3 * views) * position,
+        "attention": rows * (1 + 3 * views) * attention,
+        "feed-forward": rows * (1 + 3 * views) * feed_forward,
         "prediction head": 3 * 2.0 * masked * c * c,
     }
 
