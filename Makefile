@@ -4,8 +4,9 @@ VENV := .venv
 STAMP := $(VENV)/.made-from-pyproject
 BIN := $(VENV)/bin
 SOURCE := $(VENV)/transformers-source
+RESULTS := benchmarks/results
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/music2vec demo --output demo
@@ -15,6 +16,19 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# All that only a GPU can say about speed, memory and precision; each writes its file under benchmarks/results/.
+bench-gpu: $(STAMP)
+	@$(BIN)/python -c "import torch; torch.cuda.is_available() or \
+		exit('make bench-gpu: there is no CUDA GPU here, or torch does not see it; nothing was run.')"
+	$(BIN)/python benchmarks/pretrain_step.py --device cuda --precision bf16 --rows 47 \
+		--output $(RESULTS)/pretrain_step_gpu_bf16.md
+	$(BIN)/python benchmarks/pretrain_step.py --device cuda --precision fp32 --rows 47 \
+		--output $(RESULTS)/pretrain_step_gpu_fp32.md
+	$(BIN)/python benchmarks/loss_curves.py --device cuda --output $(RESULTS)/loss_curves_gpu.md
+	$(BIN)/python benchmarks/memory.py --device cuda --output $(RESULTS)/memory_gpu.md
+	$(BIN)/python benchmarks/embed.py --device cuda --clips 20 --output $(RESULTS)/embed_gpu.md
+	$(BIN)/python benchmarks/probe.py --device cuda --output $(RESULTS)/probe_gpu.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

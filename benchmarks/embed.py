@@ -1,4 +1,4 @@
-"""How fast embeddings are made: `python benchmarks/embed.py [--output FILE.md]`.
+"""How fast embeddings are made: `python benchmarks/embed.py [--device cuda] [--output F.md]`.
 
 Seconds of audio per second of clock, at base size with random weights, from FLAC files to the mean of every layer:
 ours (`embed_tracks`) beside plain transformers as the model card of music2vec-v1 shows it (`Wav2Vec2FeatureExtractor`,
@@ -51,11 +51,11 @@ def plain_transformers(plain: Data2VecAudioModel, rows: int, precision: str) -> 
         for first in range(0, len(files), rows):
             clips = [soundfile.read(file, dtype="float32")[0] for file in files[first : first + rows]]
             inputs = extractor(clips, sampling_rate=RATE, return_tensors="pt", padding=rows > 1)
-            with autocast(precision, "cpu"):
-                states = plain(**inputs, output_hidden_states=True).hidden_states
+            with autocast(precision, plain.device.type):
+                states = plain(**inputs.to(plain.device), output_hidden_states=True).hidden_states
             counts = [int(plain._get_feat_extract_output_lengths(len(clip))) for clip in clips]
             for row, count in enumerate(counts):
-                means.append(torch.stack([layer[row, :count].float().mean(0) for layer in states]).numpy())
+                means.append(torch.stack([layer[row, :count].float().mean(0) for layer in states]).cpu().numpy())
         return np.stack(means)
 
     return run
@@ -95,7 +95,7 @@ def format_rows(case: str, precision: str, audio: float, found: dict[str, list[f
     return rows
 
 
-def build() -> tuple[Music2VecModel, Data2VecAudioModel]:
+def build(device: str) -> tuple[Music2VecModel, Data2VecAudioModel]:
     """Our model and transformers' with the same random weights."""
     torch.manual_seed(0)
     model = Music2VecModel(Music2VecConfig()).eval()
@@ -104,18 +104,19 @@ def build() -> tuple[Music2VecModel, Data2VecAudioModel]:
     fields.pop("architectures", None)
     plain = Data2VecAudioModel(Data2VecAudioConfig(**fields)).eval()
     plain.load_state_dict(model.state_dict(), strict=False)
-    return model, plain
+    return model.to(device), plain.to(device)
 
 
 def main() -> None:
     """Measure, print, and write the report where asked."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--output", help="file to write the report to, too")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--clips", type=int, default=2, help="clips of 30 s (default: %(default)s)")
     args = parser.parse_args()
     load = os.getloadavg()[0]
-    model, plain = build()
+    model, plain = build(args.device)
     precisions = ["fp32", *(["bf16"] if choose_precision("auto") == "bf16" else [])]
     lines = [
         "# Embeddings of all layers, from FLAC files: seconds of audio per second",
@@ -139,6 +140,7 @@ def main() -> None:
                 results = [side(files[:1]) for side in sides.values()]
                 assert all(np.abs(result - results[0]).max() < 0.1 for result in results)
                 lines += format_rows(case, precision, sum(lengths), measure(sides, files, args.rounds))
+    gpu = f"{torch.cuda.get_device_name()}, " if args.device == "cuda" else ""
     lines += [
         "",
         f"Medians of {args.rounds} rounds of the clock; the last column is the median of the ratios within a round. "
@@ -146,8 +148,8 @@ def main() -> None:
         + ("" if len(precisions) > 1 else " bf16 is left out: this processor has no instructions for it."),
         "",
         f"- command: `{' '.join(['python benchmarks/embed.py', *sys.argv[1:]])}`",
-        f"- machine: {cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; load {load:.1f} before "
-        f"and {os.getloadavg()[0]:.1f} after: above the number of threads, other work took part of the cores",
+        f"- machine: {gpu}{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; load {load:.1f} "
+        f"before and {os.getloadavg()[0]:.1f} after: above the number of threads, other work took part of the cores",
         f"- versions: Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "soundfile", "numpy")),
     ]

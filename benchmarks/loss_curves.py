@@ -1,4 +1,4 @@
-"""Does bf16 learn as float32 does? `python benchmarks/loss_curves.py [--output F.md]`, on a GPU where there is one.
+"""Does bf16 learn as float32 does? `python benchmarks/loss_curves.py [--device cuda] [--output F.md]`
 
 Pretrains a small model on synthetic music for some hundred steps: in float32 from several seeds, whose spread is the
 noise, and in bf16 autocast from the same seeds. Curves are means of ten steps.
@@ -6,6 +6,7 @@ noise, and in bf16 autocast from the same seeds. Curves are means of ten steps.
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 from importlib.metadata import version
@@ -66,8 +67,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300, help="a multiple of ten (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", help="Markdown file to write")
     args = parser.parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = str(args.device == "cpu")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         synthesize_corpus(root / "synthetic", 200, 0)
@@ -81,7 +84,7 @@ def main() -> None:
             )
             for precision in ("fp32", "bf16")
         }
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     text = (
         f"{args.steps} steps, {args.seeds} seeds, {SMALL}, {device}, {platform.system()}, "
         f"torch {version('torch')}\n\n{compare(curves['fp32'], curves['bf16'])}"

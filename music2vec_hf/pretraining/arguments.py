@@ -48,12 +48,14 @@ _RANGES = {
 _CHOICES = {
     "normalize": ("clip", "crop"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
+    "gradient_compression": ("none", "bf16"),
     "report_to": ("none", "tensorboard", "trackio", "wandb"),
 }
 # May differ between a checkpoint and the run that resumes it: they do not change what is computed.
 MACHINE_KEYS = frozenset(
     {
         "max_seconds_per_device",
+        "gradient_checkpointing",
         "num_workers",
         "max_failed_share",
         "log_every",
@@ -144,6 +146,12 @@ class Recipe:
 
     max_seconds_per_device: float | str = field(
         default=237.5, metadata={"help": "audio in one forward pass on one device; auto: what fits, found by trying"}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "keep fewer activations and compute the others again in the backward pass"}
+    )
+    gradient_compression: str = field(
+        default="none", metadata={"help": "none, or bf16: processes exchange gradients in half as many bytes"}
     )
     num_workers: int = field(default=4, metadata={"help": "processes that decode crops, per device"})
     max_failed_share: float = field(

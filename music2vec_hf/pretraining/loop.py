@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DDPCommunicationHookType
 
 from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
 from music2vec_hf.data.corpus import check_corpus, load_corpus, stream_corpus
@@ -214,7 +215,8 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
         ValueError: if the tracker is not installed.
     """
     # A layer that LayerDrop skips has no gradient; the wrapper has to be told to expect that.
-    kwargs = DistributedDataParallelKwargs(find_unused_parameters=recipe.layerdrop > 0)
+    hook = DDPCommunicationHookType.BF16 if recipe.gradient_compression == "bf16" else DDPCommunicationHookType.NO
+    kwargs = DistributedDataParallelKwargs(find_unused_parameters=recipe.layerdrop > 0, comm_hook=hook)
     tracker = None if recipe.report_to == "none" else recipe.report_to
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[kwargs], log_with=tracker, project_dir=output)
     if tracker is not None:
@@ -235,6 +237,8 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
         student = Music2VecForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
         teacher = EMATeacher(student)
     student.to(accelerator.device).train()
+    if recipe.gradient_checkpointing:  # older transformers know only the second name, newer ones warn of it
+        getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
     optimizer = ReferenceAdam(
         student.parameters(),
         recipe.learning_rate,

@@ -17,7 +17,7 @@ def sharding_is_asked(recipe: Recipe) -> bool:
     """Whether the launcher's configuration asks for FSDP (`distributed_type: FSDP`).
 
     Raises:
-        ValueError: if it asks for version 1, or the recipe for something that needs the whole student on one process.
+        ValueError: if it asks for version 1, or the recipe for something that a student in shards cannot do.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -25,6 +25,8 @@ def sharding_is_asked(recipe: Recipe) -> bool:
         raise ValueError("The launcher asks for FSDP version 1. Set `fsdp_version: 2` in its configuration.")
     if recipe.probe_corpus:
         raise ValueError("`probe_corpus` needs the whole student on one process: leave it out, or leave FSDP out.")
+    if recipe.gradient_compression != "none":
+        raise ValueError("`gradient_compression` is for whole copies, not for shards: use none, or leave FSDP out.")
     return True
 
 

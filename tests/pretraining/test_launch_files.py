@@ -34,7 +34,11 @@ def test_the_fsdp_file_asks_for_shards(monkeypatch):
 
 @pytest.mark.parametrize(
     ("version", "changes", "message"),
-    [("1", {}, "Set `fsdp_version: 2`"), ("2", {"probe_corpus": "x", "probe_label": "y"}, "`probe_corpus` needs")],
+    [
+        ("1", {}, "Set `fsdp_version: 2`"),
+        ("2", {"probe_corpus": "x", "probe_label": "y"}, "`probe_corpus` needs"),
+        ("2", {"gradient_compression": "bf16"}, "`gradient_compression` is for whole copies"),
+    ],
 )
 def test_what_shards_cannot_do_is_refused(version, changes, message, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -113,6 +113,18 @@ def test_shards_train_as_copies_do(changes, toy_corpus, tmp_path):
     agree(losses(tmp_path / "shards"), losses(tmp_path / "copies"))
 
 
+def test_compressed_gradients_are_those_of_one_process_but_for_bf16_rounding(one_process, toy_corpus, tmp_path):
+    """Two roundings: of each process' gradient and of their sum."""
+    changes = {"gradient_compression": "bf16", "max_steps": 12}
+    end_with(launch_two(toy_corpus, tmp_path / "run", changes=changes), 0)
+    ours = losses(tmp_path / "run")
+    assert ours[0][1] == pytest.approx(one_process[0][1], rel=1e-5)  # the loss before the first update
+    assert ours[0][2] == pytest.approx(one_process[0][2], rel=2**-8)
+    assert ours[0][2] != pytest.approx(one_process[0][2], rel=1e-6)  # it did round
+    for row, reference in zip(ours, one_process, strict=True):
+        assert row[1] == pytest.approx(reference[1], rel=2**-8)
+
+
 @pytest.mark.parametrize("first_in_shards", [True, False])
 def test_a_run_goes_on_with_and_without_shards(first_in_shards, one_process, toy_corpus, tmp_path):
     output = tmp_path / "run"

@@ -1,0 +1,61 @@
+"""`gradient_checkpointing`: activations that are computed twice give the very loss and gradients of those kept."""
+
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from toy_run import toy
+
+from music2vec_hf.precision import autocast
+from music2vec_hf.pretraining.loop import prepare_training, pretrain
+
+
+def one_pass(recipe):
+    """Loss, gradients, bytes kept for the backward pass beside the weights, and the next random number."""
+    state, kept = prepare_training(recipe, Accelerator(cpu=True), None), {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in state.student.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    generator = torch.Generator().manual_seed(1)
+    input_values = torch.randn(4, recipe.num_samples, generator=generator)
+    masks = torch.rand(4, recipe.masks_per_crop, recipe.num_frames, generator=generator) < 0.4
+    torch.manual_seed(2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(recipe.precision, "cpu"):
+        loss = state.student(input_values, None, masks, state.teacher).loss
+    size = sum(kept.values())
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in state.student.named_parameters()}
+    return loss, gradients, size, torch.rand(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("masks_per_crop", [1, 2])
+@pytest.mark.parametrize("layerdrop", [0.0, 0.5])
+def test_recomputing_changes_memory_and_nothing_else(precision, masks_per_crop, layerdrop):
+    """To the bit, with dropout of all kinds at work and layers left out."""
+    recipe = dict(precision=precision, masks_per_crop=masks_per_crop, layerdrop=layerdrop)
+    recipe |= dict(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.1, num_hidden_layers=3)
+    loss, gradients, size, after = one_pass(toy(**recipe))
+    again = one_pass(toy(**recipe, gradient_checkpointing=True))
+    assert torch.equal(again[0], loss) and torch.equal(again[3], after)
+    assert again[2] < 0.5 * size
+    for name, gradient in gradients.items():
+        assert (again[1][name] is None and gradient is None) or torch.equal(again[1][name], gradient), name
+    assert layerdrop == 0 or any(gradient is None for gradient in gradients.values())  # a layer was left out
+
+
+def test_a_run_that_keeps_goes_on_as_one_that_recomputes(toy_corpus, tmp_path):
+    recomputing = toy(gradient_checkpointing=True, layerdrop=0.3)
+    pretrain(toy(layerdrop=0.3), toy_corpus, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    pretrain(recomputing, toy_corpus, tmp_path / "run", resume=True)  # from step 4
+    pretrain(recomputing, toy_corpus, tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
