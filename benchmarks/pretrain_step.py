@@ -248,6 +248,7 @@ def report(args) -> str:
         precision=args.precision,
         max_steps=100_000,
         layerdrop=0.0,  # it makes updates cost differently by chance
+        compile=args.compile,
         **SIZES[args.size],
     )
     config = recipe.model_config()
@@ -271,7 +272,8 @@ def report(args) -> str:
     ratios = [slow / fast for slow, fast in zip(times["plain"], times["ours"], strict=True)]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads, CPU"
     lines = [
-        f"{args.size}, {args.rows} crops of 5 s an update, {precision}, {name}, {platform.system()}, "
+        f"{args.size}, {args.rows} crops of 5 s an update, {precision}{', ours compiled' if args.compile else ''}, "
+        f"{name}, {platform.system()}, "
         f"torch {version('torch')}, transformers {version('transformers')}",
         "",
         f"Counted by hand {total / 1e12:.3f} TFLOP an update (torch's counter on the plain version: "
@@ -310,6 +312,7 @@ def main() -> None:
     parser.add_argument("--size", default="base", choices=tuple(SIZES))
     parser.add_argument("--rows", type=int, default=2, help="crops of 5 s in an update (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
     parser.add_argument("--output", help="Markdown file to write")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -76,10 +76,11 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def compile_model(model: Music2VecModel) -> Music2VecModel:
-    """Let torch.compile speed up the front end and the layers, in place; names and weights stay."""
+def compile_model(model: Music2VecModel, dynamic: bool = True) -> Music2VecModel:
+    """Let torch.compile speed up the front end and the layers, in place; names and weights stay. `dynamic` is for
+    windows that end a track, which have lengths of their own."""
     for module in (model.feature_extractor, model.encoder.pos_conv_embed, *model.encoder.layers):
-        module.compile(dynamic=True)  # windows that end a track have lengths of their own
+        module.compile(dynamic=dynamic)
     return model
 
 

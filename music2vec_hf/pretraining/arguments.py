@@ -147,6 +147,10 @@ class Recipe:
     max_seconds_per_device: float | str = field(
         default=237.5, metadata={"help": "audio in one forward pass on one device; auto: what fits, found by trying"}
     )
+    compile: bool = field(
+        default=False,
+        metadata={"help": "torch.compile front end and layers: for long runs on a GPU; draws other dropout"},
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "keep fewer activations and compute the others again in the backward pass"}
     )

@@ -13,6 +13,7 @@ from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
 from music2vec_hf.data.corpus import check_corpus, load_corpus, stream_corpus
 from music2vec_hf.data.pcm import open_pcm
 from music2vec_hf.data.streaming import streaming_batches
+from music2vec_hf.embedding_model import compile_model, explain_compile_errors
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.precision import autocast, choose_precision
@@ -78,7 +79,8 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
         write_run_record(output, recipe, corpus, audio, state.step, accelerator)
     feature_extractor = Music2VecFeatureExtractor(receptive_field=state.student.config.receptive_field)
     try:
-        run_steps(accelerator, recipe, state, batches, micro_steps, output, feature_extractor, probe)
+        with explain_compile_errors():
+            run_steps(accelerator, recipe, state, batches, micro_steps, output, feature_extractor, probe)
     except TrainingStopped as error:
         kept = checkpoints(output)
         last = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved."
@@ -239,6 +241,9 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
     student.to(accelerator.device).train()
     if recipe.gradient_checkpointing:  # older transformers know only the second name, newer ones warn of it
         getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
+    if recipe.compile:  # layer by layer, so that LayerDrop breaks no graph
+        compile_model(student.data2vec_audio, dynamic=False)
+        teacher.compile()
     optimizer = ReferenceAdam(
         student.parameters(),
         recipe.learning_rate,
