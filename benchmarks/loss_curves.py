@@ -23,7 +23,7 @@ from music2vec_hf.pretraining.loop import pretrain
 SMALL = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "average_top_k_layers": 2}
 
 
-def loss_curve(corpus: Path, output: Path, seed: int, precision: str, steps: int) -> np.ndarray:
+def loss_curve(corpus: Path, output: Path, seed: int, precision: str, steps: int, crops: int) -> np.ndarray:
     """Loss of every tenth of `steps`, mean of ten steps each."""
     recipe = load_recipe(
         "tiny",
@@ -32,8 +32,8 @@ def loss_curve(corpus: Path, output: Path, seed: int, precision: str, steps: int
         max_steps=steps,
         log_every=1,
         save_every=steps,
-        batch_seconds=24.0,
-        mask_group_seconds=24.0,
+        batch_seconds=4.8 * crops,
+        mask_group_seconds=4.8 * crops,
         conv_dim=[48] * 7,
         **SMALL,
     )
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300, help="a multiple of ten (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--crops", type=int, default=5, help="crops of 4.8 s in an update (default: %(default)s)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", help="Markdown file to write")
     args = parser.parse_args()
@@ -78,7 +79,7 @@ def main() -> None:
         curves = {
             precision: np.stack(
                 [
-                    loss_curve(root / "corpus", root / f"{precision}-{seed}", seed, precision, args.steps)
+                    loss_curve(root / "corpus", root / f"{precision}-{seed}", seed, precision, args.steps, args.crops)
                     for seed in range(1, args.seeds + 1)
                 ]
             )
@@ -86,7 +87,7 @@ def main() -> None:
         }
     device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     text = (
-        f"{args.steps} steps, {args.seeds} seeds, {SMALL}, {device}, {platform.system()}, "
+        f"{args.steps} steps of {args.crops} crops, {args.seeds} seeds, {SMALL}, {device}, {platform.system()}, "
         f"torch {version('torch')}\n\n{compare(curves['fp32'], curves['bf16'])}"
     )
     print(text)

@@ -2,8 +2,8 @@
 
 The most memory of an update at base size, for several numbers of crops: its slope is what a crop takes, the rest is
 fixed. On a GPU it is measured. On a CPU it is computed: the same update runs on tensors without data (torch's
-`FakeTensorMode`) and what is alive is added up; LayerNorm, dropout and attention are
-replaced by what CUDA computes in their place.
+`FakeTensorMode`) and what is alive is added up; LayerNorm, dropout and attention are replaced by what CUDA computes
+in their place.
 """
 
 import argparse
