@@ -34,7 +34,7 @@ def initial_parameters(job: ProbeJob, num_features: int, num_outputs: int, num_l
         num_features, num_outputs, num_layers (`int`): `C`, `K`, and `L` of the layer `weighted`.
 
     Returns:
-        `list[torch.Tensor]`: weight `[C, K]` and bias `[1, K]`, or those of both layers; then, for `weighted`,
+        `list[torch.Tensor]`: weight `[K, C]` and bias `[1, K]`, or those of both layers; then, for `weighted`,
         `[1, L]`, whose softmax is the layers' shares, drawn from N(0, 1) as in MARBLE.
     """
     hidden = [job.settings.hidden_size] if job.settings.kind == "mlp" else []
@@ -42,8 +42,9 @@ def initial_parameters(job: ProbeJob, num_features: int, num_outputs: int, num_l
     rng = _rng("initial", job.seed)
     parameters = []
     for inputs, outputs in pairwise(sizes):
-        for shape in ((inputs, outputs), (1, outputs)):
-            parameters.append((rng.random(shape, dtype=np.float32) * 2 - 1) / np.float32(inputs**0.5))
+        weight, bias = (rng.random(shape, dtype=np.float32) for shape in ((inputs, outputs), (1, outputs)))
+        for uniform in (np.ascontiguousarray(weight.T), bias):
+            parameters.append((uniform * 2 - 1) / np.float32(inputs**0.5))
     if job.layer == WEIGHTED:
         parameters.append(rng.standard_normal((1, num_layers), dtype=np.float32))
     return [torch.from_numpy(parameter) for parameter in parameters]
@@ -175,7 +176,10 @@ def new_progress(number: int, job: ProbeJob, search: Search) -> Progress:
 
 
 class Stack:
-    """Probes that read the same inputs: their parameters, Adam's moments and best states, each stacked over probes."""
+    """Probes that read the same inputs: their parameters, Adam's moments and best states, each stacked over probes.
+
+    Weights are `[S, outputs, inputs]`, as in `torch.nn.Linear`.
+    """
 
     def __init__(self, probes: list[Progress], features: Features, num_outputs: int):
         self.probes, self.features = probes, features
@@ -202,15 +206,22 @@ class Stack:
             return torch.tensordot(self.parameters[-1].softmax(dim=-1)[:, 0], features, dims=1)
         return features.expand(len(self.probes), *features.shape)
 
+    def _hidden(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden units `[S, B, H]`, before dropout."""
+        return torch.baddbmm(self.parameters[1], inputs, self.parameters[0].mT).relu_()
+
+    def _last(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs `[S, B, K]` of the last layer, a view of `[S, K, B]`: products of few columns are slow on a CPU."""
+        weight, bias = self.parameters[2:4] if self.settings.kind == "mlp" else self.parameters[:2]
+        return torch.baddbmm(bias.mT, weight, inputs.mT).mT
+
     def outputs(self) -> torch.Tensor:
         """Outputs `[S, m, K]` for the validation split."""
         rows = max(1, MAX_HIDDEN // (len(self.probes) * self.settings.hidden_size))
         pieces = []
         for features in self.features.validation.split(rows, dim=-2):
-            outputs = torch.baddbmm(self.parameters[1], self._inputs(features), self.parameters[0])
-            if self.settings.kind == "mlp":
-                outputs = torch.baddbmm(self.parameters[3], outputs.relu_(), self.parameters[2])
-            pieces.append(outputs)
+            inputs = self._inputs(features)
+            pieces.append(self._last(self._hidden(inputs) if self.settings.kind == "mlp" else inputs))
         return torch.cat(pieces, dim=1)
 
     def find_gradients(self, targets: Targets, draws: Draws) -> None:
@@ -223,23 +234,22 @@ class Stack:
         inputs = self._inputs(features)
         if self.weighted and mask is not None:
             inputs = inputs * mask
-        outputs = torch.baddbmm(parameters[1], inputs, parameters[0])
         if self.settings.kind == "mlp":
-            hidden = outputs.relu_()
+            hidden = self._hidden(inputs)
             hidden_mask = draws.mask("hidden", self.seed, hidden.shape[-1], self.settings.dropout)
             hidden = hidden if hidden_mask is None else hidden.mul_(hidden_mask)
-            by_outputs = targets.gradient(torch.baddbmm(parameters[3], hidden, parameters[2]), rows)
-            torch.bmm(hidden.mT, by_outputs, out=gradients[2])
+            by_outputs = targets.gradient(self._last(hidden), rows)
+            torch.bmm(by_outputs.mT, hidden, out=gradients[2])
             torch.sum(by_outputs, dim=1, keepdim=True, out=gradients[3])
             # A hidden unit that is 0, by ReLU or by dropout, passes nothing back; the others the mask's scale.
-            by_hidden = torch.bmm(by_outputs / (1 - self.settings.dropout), parameters[2].mT)
+            by_hidden = torch.bmm(by_outputs / (1 - self.settings.dropout), parameters[2])
             by_first = torch.ops.aten.threshold_backward(by_hidden, hidden, 0)
         else:
-            by_first = targets.gradient(outputs, rows)
-        torch.bmm(inputs.mT, by_first, out=gradients[0])
+            by_first = targets.gradient(self._last(inputs), rows)
+        torch.bmm(by_first.mT, inputs, out=gradients[0])
         torch.sum(by_first, dim=1, keepdim=True, out=gradients[1])
         if self.weighted:
-            by_inputs = torch.bmm(by_first, parameters[0].mT)
+            by_inputs = torch.bmm(by_first, parameters[0])
             by_inputs = by_inputs if mask is None else by_inputs * mask
             shares = parameters[-1].softmax(dim=-1)
             by_shares = torch.tensordot(by_inputs, features, dims=[[1, 2], [1, 2]])[:, None]

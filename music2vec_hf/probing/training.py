@@ -74,7 +74,7 @@ def _trained(stack: Stack, position: int, targets: Targets) -> TrainedProbe:
     probe, features = stack.probes[position], stack.features
     state = [tensor[position].cpu().numpy() for tensor in stack.best]
     shares = torch.from_numpy(state.pop()[0]).softmax(dim=-1).numpy() if stack.weighted else None
-    state = [array[0] if index % 2 else array for index, array in enumerate(state)]  # biases are [1, K]
+    state = [array[0] if index % 2 else array.T for index, array in enumerate(state)]  # biases are [1, K]
     scales = features.mean, features.scale, targets.mean, targets.scale
     return TrainedProbe(probe.job, probe.score, probe.step, state, *scales, shares, probe.ensemble)
 

@@ -93,7 +93,7 @@ def test_linear_probe_step_equals_torch_adam():
     layer = torch.nn.Linear(NUM_FEATURES, 4)
     weight, bias = initial_parameters(job, NUM_FEATURES, 4)
     with torch.no_grad():
-        layer.weight.copy_(weight.T)
+        layer.weight.copy_(weight)
         layer.bias.copy_(bias[0])
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, weight_decay=1e-2)
     for _ in range(3):
@@ -193,9 +193,9 @@ def test_gradients_equal_those_of_autograd(problem_type, kind, layer):
         inputs = features.train[..., rows, :]
         if layer == "weighted":
             inputs = (leaves[-1].softmax(-1).T[..., None] * inputs).sum(0)
-        outputs = (inputs * draws.mask("input", 0, NUM_FEATURES, 0.5)) @ leaves[0] + leaves[1]
+        outputs = (inputs * draws.mask("input", 0, NUM_FEATURES, 0.5)) @ leaves[0].T + leaves[1]
         if kind == "mlp":
-            outputs = outputs.relu() * draws.mask("hidden", 0, 16, 0.25) @ leaves[2] + leaves[3]
+            outputs = outputs.relu() * draws.mask("hidden", 0, 16, 0.25) @ leaves[2].T + leaves[3]
         loss = {
             "single_label_classification": lambda out: F.cross_entropy(out, torch.as_tensor(data.targets)[rows]),
             "multi_label_classification": lambda out: F.binary_cross_entropy_with_logits(out, targets.train[rows]),
