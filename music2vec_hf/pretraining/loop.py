@@ -25,6 +25,7 @@ from music2vec_hf.pretraining.checkpoints import (
     load_training_state,
     save_checkpoint,
 )
+from music2vec_hf.pretraining.dropout import make_dropout_cheap
 from music2vec_hf.pretraining.fitting import fitting_seconds
 from music2vec_hf.pretraining.monitors import Monitor, TrainingStopped
 from music2vec_hf.pretraining.online_probe import OnlineProbe
@@ -239,6 +240,8 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
         student = Music2VecForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)
         teacher = EMATeacher(student)
     student.to(accelerator.device).train()
+    if accelerator.device.type == "cpu":
+        make_dropout_cheap(student)
     if recipe.gradient_checkpointing:  # older transformers know only the second name, newer ones warn of it
         getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
     if recipe.compile:  # layer by layer, so that LayerDrop breaks no graph
