@@ -1,8 +1,9 @@
 """Probe score against compute for 1, 2, 4 and 8 masks a crop: `python benchmarks/masks_per_crop.py DEMO OUTPUT`.
 
-DEMO is the output of `music2vec demo`; its `synthetic` and `corpus` are used. Every run takes the recipe `tiny`, the
-same number of updates, and as many crops in each as come nearest to the operations of one mask a crop, counted by
-hand: more masks, fewer crops. Each is pretrained from several seeds and probed with `quick`. Stopped, it goes on.
+DEMO is the output of `music2vec demo`; its `synthetic` and `corpus` are used. Every run takes the recipe `tiny`, one
+of the numbers of updates asked for, and as many crops in each as come nearest to the operations of one mask a crop,
+counted by hand: more masks, fewer crops. Each is pretrained from several seeds and probed with `quick`. Stopped, it
+goes on.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def run(*words) -> None:
 
 def scores(demo: Path, output: Path, masks: int, steps: int, seed: int, baselines: list[str]) -> dict[str, float]:
     """Pretrain and probe one run where that is not done; source and task to its score."""
-    folder = output / f"masks-{masks}-seed-{seed}"
+    folder = output / f"steps-{steps}" / f"masks-{masks}-seed-{seed}"
     values = settings(masks, steps)
     if not (folder / "model.safetensors").exists():
         options = [word for name, value in values.items() for word in (f"--{name}", value)]
@@ -71,28 +72,30 @@ def scores(demo: Path, output: Path, masks: int, steps: int, seed: int, baseline
     return found
 
 
-def table(results: dict[int, list[dict[str, float]]], chosen: dict[int, dict], whole: float) -> list[str]:
-    """Rows of a Markdown table: mean over seeds, and the lowest and highest."""
-    names = [name.removeprefix("model ") for name in results[next(iter(results))][0] if name.startswith("model ")]
+def cells(kind: str, names: list[str], runs: list[dict[str, float]]) -> str:
+    """Cells of a Markdown row: mean over runs, the lowest and the highest."""
+    texts = []
+    for name in names:
+        values = [run[f"{kind} {name}"] for run in runs]
+        texts.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    return " | ".join(texts)
+
+
+def table(results: dict[tuple[int, int], list[dict[str, float]]]) -> list[str]:
+    """Rows of a Markdown table, one for each number of updates and of masks; the last is of random weights."""
+    first = next(iter(results.values()))
+    names = [name.removeprefix("model ") for name in first[0] if name.startswith("model ")]
     lines = [
-        f"| masks a crop | crops an update | operations | {' | '.join(names)} |",
-        f"| ---: | ---: | ---: | {' | '.join('---:' for _ in names)} |",
+        f"| updates | masks a crop | crops an update | PFLOP | {' | '.join(names)} |",
+        f"| ---: | ---: | ---: | ---: | {' | '.join('---:' for _ in names)} |",
     ]
-
-    def cells(kind: str, runs: list[dict[str, float]]) -> str:
-        texts = []
-        for name in names:
-            values = [run[f"{kind} {name}"] for run in runs]
-            texts.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        return " | ".join(texts)
-
-    for masks, runs in results.items():
-        recipe = load_recipe("tiny", **chosen[masks])
-        share = operations(recipe) / whole
-        lines.append(f"| {masks} | {recipe.rows_per_update} | {share:.2f} | {cells('model', runs)} |")
-    first = results[next(iter(results))]
-    lines.append(f"| random weights | | | {cells('random-init', first)} |")
-    return lines
+    for (steps, masks), runs in results.items():
+        recipe = load_recipe("tiny", **settings(masks, steps))
+        compute = operations(recipe) * steps / 1e15
+        lines.append(
+            f"| {steps} | {masks} | {recipe.rows_per_update} | {compute:.3f} | {cells('model', names, runs)} |"
+        )
+    return [*lines, f"| 0 | | | 0 | {cells('random-init', names, first)} |"]
 
 
 def main() -> None:
@@ -102,21 +105,19 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the runs")
     parser.add_argument("--masks", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=300, help="updates of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[300], help="updates of a run (default: 300)")
     parser.add_argument("--report", type=Path, help="Markdown file to write")
     args = parser.parse_args()
-    chosen = {masks: settings(masks, args.steps) for masks in args.masks}
-    results = {masks: [] for masks in args.masks}
+    results = {(steps, masks): [] for steps in args.steps for masks in args.masks}
     for seed in args.seeds:
-        for masks in args.masks:
-            baselines = ["random-init"] if masks == args.masks[0] else []
-            results[masks].append(scores(args.demo, args.output, masks, args.steps, seed, baselines))
-            print(json.dumps({"masks": masks, "seed": seed} | results[masks][-1]), flush=True)
-    lines = table(results, chosen, operations(load_recipe("tiny")))
-    lines += [
+        for number, (steps, masks) in enumerate(results):
+            baselines = [] if number else ["random-init"]
+            results[steps, masks].append(scores(args.demo, args.output, masks, steps, seed, baselines))
+            print(json.dumps({"steps": steps, "masks": masks, "seed": seed} | results[steps, masks][-1]), flush=True)
+    lines = [
+        *table(results),
         "",
-        f"{args.steps} updates, seeds {', '.join(map(str, args.seeds))}: mean over seeds, lowest and highest. "
-        "Operations beside those of one mask a crop.",
+        f"Seeds {', '.join(map(str, args.seeds))}: mean, lowest and highest. 0 updates are random weights.",
         "",
         f"- command: `python benchmarks/masks_per_crop.py {' '.join(sys.argv[1:])}`, {os.cpu_count()} cores",
     ]
