@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from music2vec_hf.data.audio import SAMPLING_RATE
 from music2vec_hf.data.claiming import hold_lock
+from music2vec_hf.embedding_batches import decoding_threads
 from music2vec_hf.embedding_files import column_of, read_metadata, tables_of, vectors, write_npz, write_tables
 from music2vec_hf.embedding_inputs import InputTrack, list_inputs
 from music2vec_hf.embedding_model import check_layers, choose_device, compile_model, load_model, model_hash
 from music2vec_hf.embedding_windows import LoadedTrack, WindowPlan, load_tracks
-from music2vec_hf.embeddings import MeanPool, decoding_threads, embed_windows
+from music2vec_hf.embeddings import MeanPool, embed_windows
 from music2vec_hf.precision import choose_precision
 
 

@@ -4,9 +4,7 @@ A track that is too long to be held is decoded twice, once for its mean and devi
 ten hours cost no more memory than ten minutes.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +13,7 @@ import numpy as np
 from music2vec_hf.configuration_music2vec import Music2VecConfig
 from music2vec_hf.data.audio import SAMPLING_RATE, AudioReader
 from music2vec_hf.data.decoding import AudioError, AudioSource, source_name
+from music2vec_hf.embedding_batches import ahead
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
 
 HELD_SECONDS = 300.0
@@ -177,7 +176,7 @@ def load_tracks(
         refuse: called with the number of a source that cannot be used, and the error, which is raised by default.
     """
     jobs = (partial(LoadedTrack, source, feature_extractor, number) for number, source in enumerate(sources))
-    for number, result in enumerate(_ahead(jobs, num_threads) if num_threads else jobs):
+    for number, result in enumerate(ahead(jobs, num_threads)):
         try:
             track = result()
         except (OSError, ValueError) as error:
@@ -186,21 +185,6 @@ def load_tracks(
             refuse(number, error)
             continue
         yield track
-
-
-def _ahead(jobs: Iterable[Callable], num_threads: int) -> Iterator[Callable]:
-    """The results of the jobs, as functions that wait for them; some jobs are worked on ahead."""
-    pool = ThreadPoolExecutor(num_threads)
-    waiting: deque = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(job).result)
-            if len(waiting) > num_threads:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 __all__ = ["LoadedTrack", "Window", "WindowPlan", "load_tracks"]

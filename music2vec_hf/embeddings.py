@@ -17,6 +17,7 @@ from tqdm import tqdm
 from music2vec_hf.data.audio import SAMPLING_RATE
 from music2vec_hf.data.finding import name_audio_column
 from music2vec_hf.data.measuring import encoded_audio
+from music2vec_hf.embedding_batches import batches_of_one_length, decoding_threads, device_of
 from music2vec_hf.embedding_inputs import is_one_file, list_inputs
 from music2vec_hf.embedding_model import (
     CONV,
@@ -36,11 +37,8 @@ from music2vec_hf.precision import autocast
 
 POOLS = ("mean", "none")
 
-# Seconds of audio in a batch.
-_BATCH_SECONDS = {"cpu": 60.0, "mps": 60.0, "cuda": 480.0}
 # Audio among which windows of equal length are looked for; frames that nobody pools are many, so less of it.
 _READ_AHEAD_SECONDS = {"mean": 300.0, "none": 60.0}
-_DECODING_THREADS = 4
 
 
 def embed_windows(
@@ -82,28 +80,22 @@ def embed_windows(
 
 def _embed_together(model, waiting, layers, pool, precision):
     """Embed some windows, in batches of equal length."""
-    by_length = defaultdict(list)
-    for place, (_, _, samples) in enumerate(waiting):
-        by_length[len(samples)].append(place)
-    device = next(model.parameters()).device
+    device = device_of(model)
     values: list[dict[str, np.ndarray]] = [{} for _ in waiting]
-    for length, places in by_length.items():
-        rows = max(1, int(_BATCH_SECONDS.get(device.type, 60.0) * SAMPLING_RATE / length))
-        for first in range(0, len(places), rows):
-            batch = places[first : first + rows]
-            input_values = torch.from_numpy(np.stack([waiting[place][2] for place in batch])).to(device)
-            windows = [waiting[place][1] for place in batch]
-            with autocast(precision, device.type), explain_compile_errors():
-                kept = {
-                    layer: _keep(frames.float(), windows, pool)
-                    for layer, frames in layer_frames(model, input_values)
-                    if layer in layers
-                }
-            # Only now: a GPU that is asked for results after every layer waits each time.
-            for layer, frames in kept.items():
-                for place, window, row in zip(batch, windows, frames.cpu().numpy(), strict=True):
-                    given = slice(window.skip, window.skip + window.num_frames)
-                    values[place][layer] = row if pool == "mean" else row[given]
+    for batch in batches_of_one_length([len(samples) for _, _, samples in waiting], SAMPLING_RATE, device):
+        input_values = torch.from_numpy(np.stack([waiting[place][2] for place in batch])).to(device)
+        windows = [waiting[place][1] for place in batch]
+        with autocast(precision, device.type), explain_compile_errors():
+            kept = {
+                layer: _keep(frames.float(), windows, pool)
+                for layer, frames in layer_frames(model, input_values)
+                if layer in layers
+            }
+        # Only now: a GPU that is asked for results after every layer waits each time.
+        for layer, frames in kept.items():
+            for place, window, row in zip(batch, windows, frames.cpu().numpy(), strict=True):
+                given = slice(window.skip, window.skip + window.num_frames)
+                values[place][layer] = row if pool == "mean" else row[given]
     for (track, window, _), layer_values in zip(waiting, values, strict=True):
         yield track, window, layer_values
 
@@ -167,11 +159,6 @@ def embed_tracks(
     loaded = load_tracks(tracks, feature_extractor, decoding_threads(model))
     for _, values in _embed_loaded(model, loaded, chosen, pool, plan, precision):
         yield values
-
-
-def decoding_threads(model: Music2VecModel) -> int:
-    """Threads that decode while a GPU computes; on a CPU none, for the model needs all cores itself."""
-    return 0 if next(model.parameters()).device.type == "cpu" else _DECODING_THREADS
 
 
 def _embed_loaded(model, tracks, layers, pool, plan, precision) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
@@ -309,7 +296,6 @@ __all__ = [
     "check_layers",
     "choose_device",
     "compile_model",
-    "decoding_threads",
     "embed",
     "embed_files",
     "embed_tracks",

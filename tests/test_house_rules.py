@@ -24,7 +24,7 @@ ALLOWED = {
 }
 TOP = {"cli.py", "cli_embeddings.py", "cli_export.py", "__main__.py", "__init__.py", "demo.py"}
 EMBEDDINGS = {
-    *("embeddings.py", "embedding_model.py", "embedding_windows.py", "embedding_inputs.py"),
+    *("embeddings.py", "embedding_model.py", "embedding_windows.py", "embedding_inputs.py", "embedding_batches.py"),
     *("embedding_table.py", "embedding_files.py", "similarity.py"),
 }
 HUB = {

@@ -4,17 +4,16 @@ Music2Vec and data2vec-audio models go the way of `embeddings.py`, which also gi
 other model that takes `input_values` (wav2vec2, HuBERT, WavLM, MERT, ...) goes through its own feature extractor, at
 its own sampling rate, and its `hidden_states` are the layers `0` to `L`.
 
-A track is normalised as a whole, then cut into windows (PROBING.md section 2, trap 8). Only windows of equal length
-share a batch: with a group-norm front end, padding would change the features of whatever is padded.
+A track is normalised as a whole, then cut into windows (PROBING.md section 2, trap 8).
 """
 
 import hashlib
 import inspect
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,13 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrained
 
 from ..data.audio import read_audio
 from ..data.hub_files import explain_hub_errors
+from ..embedding_batches import ahead, batches_of_one_length, decoding_threads, device_of
 from ..embeddings import layer_frames, load_model, model_hash
 from ..precision import autocast, choose_precision
 from .rows import FeatureRows, cut
 
 OWN_MODEL_TYPES = ("music2vec", "data2vec-audio")
 TRUST_FLAG = "--trust-remote-code"
-BATCH_SECONDS = 60.0
 READ_AHEAD_SECONDS = 300.0
 
 
@@ -169,23 +168,28 @@ def encoder_identity(encoder: Encoder, window_seconds: float, precision: str) ->
 
 
 def prepared_tracks(encoder: Encoder, paths: Iterable[Path]) -> Iterator[np.ndarray]:
-    """Read audio files at the encoder's rate and prepare each as a whole.
+    """Read audio files at the encoder's rate and prepare each as a whole; some ahead, while a GPU computes.
 
     Raises:
         ValueError: for a file that cannot be read, is refused by the extractor or is shorter than one frame.
     """
-    for path in paths:
-        samples = read_audio(path, target_rate=encoder.sampling_rate)
-        try:
-            values = encoder.prepare(samples)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if len(values) < encoder.shortest:
-            raise ValueError(
-                f"{path}: {len(values)} samples at {encoder.sampling_rate} Hz are less than the {encoder.shortest} of "
-                "one frame; leave this track out."
-            )
-        yield values
+    jobs = (partial(_prepared_track, encoder, path) for path in paths)
+    for result in ahead(jobs, decoding_threads(encoder.model)):
+        yield result()
+
+
+def _prepared_track(encoder: Encoder, path: Path) -> np.ndarray:
+    samples = read_audio(path, target_rate=encoder.sampling_rate)
+    try:
+        values = encoder.prepare(samples)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if len(values) < encoder.shortest:
+        raise ValueError(
+            f"{path}: {len(values)} samples at {encoder.sampling_rate} Hz are less than the {encoder.shortest} of "
+            "one frame; leave this track out."
+        )
+    return values
 
 
 @torch.no_grad()
@@ -223,20 +227,17 @@ def encode_windows(
 def _encode_together(encoder: Encoder, tracks: list[list[np.ndarray]], precision: str) -> FeatureRows:
     """Encode the windows of a few tracks, those of one length in batches."""
     windows = [piece for pieces in tracks for piece in pieces]
-    by_length = defaultdict(list)
-    for row, window in enumerate(windows):
-        by_length[len(window)].append(row)
-    device = next(encoder.model.parameters()).device
+    device = device_of(encoder.model)
     features: dict[str, np.ndarray] = {}
     num_frames = np.zeros(len(windows), np.int64)
-    for length, rows in by_length.items():
-        size = max(1, int(BATCH_SECONDS * encoder.sampling_rate / length))
-        for batch in (rows[start : start + size] for start in range(0, len(rows), size)):
-            input_values = torch.from_numpy(np.stack([windows[row] for row in batch])).to(device)
-            with autocast(precision, device.type):
-                for layer, frames in encoder.frames(input_values):
-                    means = frames.float().mean(1).cpu().numpy()
-                    features.setdefault(layer, np.zeros((len(windows), means.shape[1]), np.float32))[batch] = means
-                    num_frames[batch] = frames.shape[1]
+    for batch in batches_of_one_length([len(window) for window in windows], encoder.sampling_rate, device):
+        input_values = torch.from_numpy(np.stack([windows[row] for row in batch])).to(device)
+        with autocast(precision, device.type):
+            means = {}
+            for layer, frames in encoder.frames(input_values):
+                means[layer], num_frames[batch] = frames.float().mean(1), frames.shape[1]
+        # Only now: a GPU that is asked for results after every layer waits each time.
+        for layer, values in means.items():
+            features.setdefault(layer, np.zeros((len(windows), values.shape[1]), np.float32))[batch] = values.cpu()
     seconds = np.array([len(window) / encoder.sampling_rate for window in windows])
     return FeatureRows(features, np.cumsum([0, *map(len, tracks)]), num_frames, seconds)

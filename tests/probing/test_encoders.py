@@ -194,6 +194,20 @@ def test_the_identity_knows_weights_extractor_settings_and_windows(tmp_path):
     assert len(set(identities)) == 5
 
 
+def test_threads_that_decode_ahead_change_nothing(tmp_path, monkeypatch):
+    encoder = load_encoder(save_other("wav2vec2", tmp_path / "model"))
+    paths = files(tmp_path / "audio", *(noise(0.1 + 0.1 * (number % 3), number) for number in range(12)))
+    one_by_one = list(prepared_tracks(encoder, paths))
+    monkeypatch.setattr(encoders, "decoding_threads", lambda model: 4)
+    for ahead, expected in zip(prepared_tracks(encoder, paths), one_by_one, strict=True):
+        np.testing.assert_array_equal(ahead, expected)
+    paths[4].write_text("not audio")
+    heard = prepared_tracks(encoder, paths)
+    assert [len(next(heard)) for _ in range(4)] == [len(track) for track in one_by_one[:4]]
+    with pytest.raises(ValueError, match=r"4\.wav"):
+        next(heard)
+
+
 def test_remote_code_runs_only_when_trusted_and_hears_its_own_rate(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
