@@ -7,9 +7,7 @@ goes on.
 """
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 from pretrain_step import counted_by_hand
 
 from music2vec_hf.pretraining.arguments import load_recipe
+from music2vec_hf.probing.report_tables import TASK_MEAN, table_rows
 from music2vec_hf.probing.results import read_results
 
 
@@ -53,49 +52,53 @@ def run(*words) -> None:
     subprocess.run([sys.executable, "-m", "music2vec_hf", *map(str, words)], check=True)
 
 
-def scores(demo: Path, output: Path, masks: int, steps: int, seed: int, baselines: list[str]) -> dict[str, float]:
-    """Pretrain and probe one run where that is not done; source and task to its score."""
-    folder = output / f"steps-{steps}" / f"masks-{masks}-seed-{seed}"
-    values = settings(masks, steps)
+def folder_of(output: Path, steps: int, masks: int, seed: int) -> Path:
+    """Where a run goes; its probes lie in `probes` there."""
+    return output / f"steps-{steps}" / f"masks-{masks}-seed-{seed}"
+
+
+def pretrain_and_probe(demo: Path, output: Path, steps: int, masks: int, seed: int, baselines: list[str]) -> None:
+    """One run, or what is missing of it."""
+    folder = folder_of(output, steps, masks, seed)
     if not (folder / "model.safetensors").exists():
-        options = [word for name, value in values.items() for word in (f"--{name}", value)]
+        options = [word for name, value in settings(masks, steps).items() for word in (f"--{name}", value)]
         where = ["--corpus", demo / "corpus", "--output", folder, "--resume"]
         run("pretrain", "--recipe", "tiny", *where, "--seed", seed, *options)
     if not (folder / "probes" / "results.json").exists():
         where = ["--data", demo / "synthetic", "--output", folder / "probes", "--random-init-seed", seed]
         run("probe", folder, "--task", "synthetic", *where, "--precision", "auto", "--baselines", *baselines)
-    found = {}
-    for average in read_results(folder / "probes")["averages"]:
-        found[f"{average['source_kind']} task_mean"] = average["task_mean"]
-    for record in read_results(folder / "probes")["records"]:
-        found[f"{record['source_kind']} {record['task']} {record['metric']}"] = record["value"]
+
+
+def scores(probes: Path) -> dict[str, dict[str, float]]:
+    """Kind of source to its scores: the mean over the tasks, and what it is the mean of."""
+    found: dict[str, dict[str, float]] = {}
+    for row in table_rows(read_results(probes)):
+        if row["counts_in_mean"] or row["label"] == TASK_MEAN:
+            for cell in row["cells"].values():
+                found.setdefault(cell["kind"], {})[row["label"]] = cell["value"]
     return found
 
 
-def cells(kind: str, names: list[str], runs: list[dict[str, float]]) -> str:
-    """Cells of a Markdown row: mean over runs, the lowest and the highest."""
-    texts = []
-    for name in names:
-        values = [run[f"{kind} {name}"] for run in runs]
-        texts.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-    return " | ".join(texts)
-
-
-def table(results: dict[tuple[int, int], list[dict[str, float]]]) -> list[str]:
-    """Rows of a Markdown table, one for each number of updates and of masks; the last is of random weights."""
-    first = next(iter(results.values()))
-    names = [name.removeprefix("model ") for name in first[0] if name.startswith("model ")]
-    lines = [
-        f"| updates | masks a crop | crops an update | PFLOP | {' | '.join(names)} |",
-        f"| ---: | ---: | ---: | ---: | {' | '.join('---:' for _ in names)} |",
-    ]
-    for (steps, masks), runs in results.items():
+def table(output: Path, runs: list[tuple[int, int, int]]) -> list[str]:
+    """Rows of a Markdown table: one for each run that is done, and for random weights where they were probed."""
+    rows, names = [], []
+    for steps, masks, seed in runs:
+        probes = folder_of(output, steps, masks, seed) / "probes"
+        if not (probes / "results.json").exists():
+            continue
         recipe = load_recipe("tiny", **settings(masks, steps))
-        compute = operations(recipe) * steps / 1e15
-        lines.append(
-            f"| {steps} | {masks} | {recipe.rows_per_update} | {compute:.3f} | {cells('model', names, runs)} |"
-        )
-    return [*lines, f"| 0 | | | 0 | {cells('random-init', names, first)} |"]
+        found = scores(probes)
+        compute = f"{operations(recipe) * steps / 1e12:.1f}"
+        parts = {"model": [steps, masks, recipe.rows_per_update, compute, seed], "random-init": [0, "", "", 0, seed]}
+        for kind in parts.keys() & found:
+            names = list(found[kind])
+            rows.append([*parts[kind], *(f"{value:.3f}" for value in found[kind].values())])
+    lines = [
+        f"| {' | '.join(['updates', 'masks a crop', 'crops an update', 'TFLOP', 'seed', *names])} |",
+        f"|{' ---: |' * (5 + len(names))}",
+    ]
+    rows.sort(key=lambda row: (row[0], row[4]))
+    return lines + [f"| {' | '.join(map(str, row))} |" for row in rows]
 
 
 def main() -> None:
@@ -105,25 +108,19 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the runs")
     parser.add_argument("--masks", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, nargs="+", default=[300], help="updates of a run (default: 300)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[900], help="updates of a run (default: 900)")
+    parser.add_argument("--done", action="store_true", help="start nothing: the table of the runs that are done")
     parser.add_argument("--report", type=Path, help="Markdown file to write")
     args = parser.parse_args()
-    results = {(steps, masks): [] for steps in args.steps for masks in args.masks}
-    for seed in args.seeds:
-        for number, (steps, masks) in enumerate(results):
-            baselines = [] if number else ["random-init"]
-            results[steps, masks].append(scores(args.demo, args.output, masks, steps, seed, baselines))
-            print(json.dumps({"steps": steps, "masks": masks, "seed": seed} | results[steps, masks][-1]), flush=True)
-    lines = [
-        *table(results),
-        "",
-        f"Seeds {', '.join(map(str, args.seeds))}: mean, lowest and highest. 0 updates are random weights.",
-        "",
-        f"- command: `python benchmarks/masks_per_crop.py {' '.join(sys.argv[1:])}`, {os.cpu_count()} cores",
-    ]
+    runs = [(steps, masks, seed) for seed in args.seeds for steps in args.steps for masks in args.masks]
+    for steps, masks, seed in runs if not args.done else ():
+        first = (steps, masks) == (args.steps[0], args.masks[0])
+        pretrain_and_probe(args.demo, args.output, steps, masks, seed, ["random-init"] if first else [])
+    lines = table(args.output, runs)
     print("\n".join(lines))
     if args.report:
-        args.report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = f"- command: `python benchmarks/masks_per_crop.py {' '.join(sys.argv[1:])}`, {os.cpu_count()} cores"
+        args.report.write_text("\n".join([*lines, "", command]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
