@@ -123,8 +123,8 @@ class Search:
 
 def _quick_settings() -> tuple[ProbeSettings, ...]:
     # Settings, steps and patience that came near the best of larger lists on validation splits of the synthetic corpus
-    # with MFCC, chroma and mel features. 128 hidden units reached what the 512 of JukeMIR and MARBLE did, for a quarter
-    # of the time: spent on patience, it brings what the hidden layer learns late.
+    # with MFCC, chroma and mel features. 128 hidden units reached what the 512 of JukeMIR and MARBLE did for a quarter
+    # of the time, which is spent on patience: a hidden layer may go on learning late.
     linear = [
         ProbeSettings("linear", learning_rate=rate, dropout_input=dropout)
         for rate, dropout in product((3e-3, 1e-2), (0.25, 0.5))

@@ -13,7 +13,8 @@ dimensions, on targets standardised with mean and standard deviation of the trai
 in the targets' own units). Optimiser: Adam with its usual betas. Gradients are written out: a probe is three products.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 
@@ -29,6 +30,9 @@ from .stacks import Draws, Features, Stack, Targets, new_progress
 MAX_PARAMETERS = {"cpu": 4_000_000, "cuda": 200_000_000}
 """Parameters stepped together at most; with gradient, two moments and the best state they take 20 bytes each. A CPU is
 faster when they stay near its cache, a GPU when it gets much to do at once."""
+
+MIN_FLOPS_OF_THREADS = 1e8
+"""Operations of a block's largest product from which on threads are worth waking: below, one alone is faster."""
 
 
 def _adam_step(stacks: list[Stack], step: int) -> None:
@@ -110,6 +114,18 @@ def _train_block(
             return finished
 
 
+@contextmanager
+def _threads(stacks: list[Stack], batch_size: int) -> Iterator[None]:
+    """One thread on a CPU while the products are small; see `MIN_FLOPS_OF_THREADS`."""
+    before = torch.get_num_threads()
+    largest = max(2 * batch_size * stack.parameters[0].numel() for stack in stacks)
+    torch.set_num_threads(before if largest >= MIN_FLOPS_OF_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _blocks(jobs: Sequence[ProbeJob], data: ProbeData, limit: int, batched: bool) -> list[list[list[int]]]:
     """Numbers of jobs, in stacks, in blocks of one batch size and at most `limit` parameters."""
     alike: dict[object, list[int]] = {}
@@ -171,5 +187,6 @@ def train_probes(
                 features[key] = Features(data, *key, device)
             probes = [new_progress(number, jobs[number], search) for number in numbers]
             stacks.append(Stack(probes, features[key], data.num_outputs))
-        trained |= _train_block(stacks, targets, search, data.primary_metric, finished or (lambda count: None))
+        with _threads(stacks, jobs[block[0][0]].settings.batch_size):
+            trained |= _train_block(stacks, targets, search, data.primary_metric, finished or (lambda count: None))
     return [trained[number] for number in range(len(jobs))]

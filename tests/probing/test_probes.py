@@ -81,6 +81,20 @@ def test_global_random_state_is_not_touched():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_small_products_are_left_to_one_thread_and_the_callers_number_comes_back(monkeypatch):
+    data, seen = toy_data(), []
+    monkeypatch.setattr(training, "_train_block", lambda *args: seen.append(torch.get_num_threads()) or {0: None})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for least in (training.MIN_FLOPS_OF_THREADS, 0):
+            monkeypatch.setattr(training, "MIN_FLOPS_OF_THREADS", least)
+            train_probes([ProbeJob("good", SETTINGS[0], 0)], data, SHORT)
+        assert seen == [1, 2] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_linear_probe_step_equals_torch_adam():
     """Three steps against torch's own modules, without dropout and with the whole split as batch."""
     data = toy_data()
