@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from .audio import SAMPLING_RATE, AudioError, AudioReader, encode_flac_pcm, to_pcm
 from .decoding import AudioSource
+from .threads import torch_threads
 
 # A clip below either level, its mean removed, is silence.
 SILENCE_PEAK_DBFS = -60.0
@@ -72,13 +72,9 @@ def stage_track(job: ClipJob) -> dict:
     staged = read_staged(job.stem)
     if staged is not None:
         return staged
-    threads = torch.get_num_threads()
     # One thread: the number of threads may change the last bit of a sum, and each process has its own core.
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         result = _write_clips(job)
-    finally:
-        torch.set_num_threads(threads)
     write_atomically(Path(job.stem + ".json"), json.dumps(result))
     return result
 

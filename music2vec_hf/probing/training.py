@@ -13,14 +13,15 @@ dimensions, on targets standardised with mean and standard deviation of the trai
 in the targets' own units). Optimiser: Adam with its usual betas. Gradients are written out: a probe is three products.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
 import numpy as np
 import torch
 from torch.optim.adam import adam
+
+from music2vec_hf.data.threads import torch_threads
 
 from .probes import ProbeData, ProbeJob, TrainedProbe, layer_features
 from .searches import Search
@@ -114,16 +115,10 @@ def _train_block(
             return finished
 
 
-@contextmanager
-def _threads(stacks: list[Stack], batch_size: int) -> Iterator[None]:
-    """One thread on a CPU while the products are small; see `MIN_FLOPS_OF_THREADS`."""
-    before = torch.get_num_threads()
-    largest = max(2 * batch_size * stack.parameters[0].numel() for stack in stacks)
-    torch.set_num_threads(before if largest >= MIN_FLOPS_OF_THREADS else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _num_threads(stacks: list[Stack]) -> int:
+    """Threads for a block: those of the caller, or one where all products are small; see `MIN_FLOPS_OF_THREADS`."""
+    largest = max(2 * stack.settings.batch_size * stack.parameters[0].numel() for stack in stacks)
+    return torch.get_num_threads() if largest >= MIN_FLOPS_OF_THREADS else 1
 
 
 def _blocks(jobs: Sequence[ProbeJob], data: ProbeData, limit: int, batched: bool) -> list[list[list[int]]]:
@@ -187,6 +182,6 @@ def train_probes(
                 features[key] = Features(data, *key, device)
             probes = [new_progress(number, jobs[number], search) for number in numbers]
             stacks.append(Stack(probes, features[key], data.num_outputs))
-        with _threads(stacks, jobs[block[0][0]].settings.batch_size):
+        with torch_threads(_num_threads(stacks)):
             trained |= _train_block(stacks, targets, search, data.primary_metric, finished or (lambda count: None))
     return [trained[number] for number in range(len(jobs))]
