@@ -36,8 +36,11 @@ MIN_FLOPS_OF_THREADS = 1e8
 """Operations of a block's largest product from which on threads are worth waking: below, one alone is faster."""
 
 
-def _adam_step(stacks: list[Stack], step: int) -> None:
-    """One Adam step of every probe; probes of equal learning rate and weight decay in one call."""
+def _adam_parts(stacks: list[Stack], step: int) -> dict[tuple[float, float], list[list[torch.Tensor]]]:
+    """Parameters, gradients, both moments and steps done, for each learning rate and weight decay.
+
+    They stand until a probe leaves or a rate changes: to collect them at each step costs as much as a small product.
+    """
     parts: dict[tuple[float, float], list[list[torch.Tensor]]] = {}
     for stack in stacks:
         columns = stack.parameters, stack.gradients, *stack.moments
@@ -45,12 +48,21 @@ def _adam_step(stacks: list[Stack], step: int) -> None:
             part = parts.setdefault((probe.rate, probe.job.settings.weight_decay), [[], [], [], []])
             for tensors, column in zip(part, columns, strict=True):
                 tensors.extend(tensor[position] for tensor in column)
-    for (rate, decay), part in parts.items():
-        steps = torch.full((len(part[0]),), step - 1.0, device=part[0][0].device).unbind()
+    for part in parts.values():
+        part.append(list(torch.full((len(part[0]),), float(step), device=part[0][0].device).unbind()))
+    return parts
+
+
+def _adam_step(parts: dict[tuple[float, float], list[list[torch.Tensor]]]) -> None:
+    """One Adam step of every probe; probes of equal learning rate and weight decay in one call."""
+    for (rate, decay), (parameters, gradients, means, squares, steps) in parts.items():
         adam(
-            *part,
+            parameters,
+            gradients,
+            means,
+            squares,
             [],
-            list(steps),
+            steps,
             foreach=False,
             fused=True,
             amsgrad=False,
@@ -95,11 +107,12 @@ def _train_block(
     finished = {}
     if not search.epochs:
         _look(stacks, targets, 0, metric)
+    parts = _adam_parts(stacks, 0)
     for step in count(1):
         draws = Draws(step, num_rows, batch_size, search.epochs, device)
         for stack in stacks:
             stack.find_gradients(targets, draws)
-        _adam_step(stacks, step)
+        _adam_step(parts)
         if step % (search.eval_every * unit) and step != last:
             continue
         _look(stacks, targets, step, metric)
@@ -113,6 +126,7 @@ def _train_block(
         stacks = [stack for stack in stacks if stack.probes]
         if not stacks:
             return finished
+        parts = _adam_parts(stacks, step)
 
 
 def _num_threads(stacks: list[Stack]) -> int:
