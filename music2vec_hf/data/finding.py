@@ -198,7 +198,7 @@ def _in_folder(folder: Path) -> FoundCorpus:
         )
     paths = sorted(path for path in folder.rglob("*") if ".staging" not in path.parts)
     by_kind = {
-        "parquet": [path for path in paths if path.suffix == ".parquet"],
+        "parquet": [path for path in paths if path.suffix == ".parquet" and path.name != "metadata.parquet"],
         "webdataset": [path for path in paths if path.name.endswith(ARCHIVES)],
         "audiofolder": [] if ours else find_audio_files(folder),
     }

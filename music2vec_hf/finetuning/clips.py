@@ -1,7 +1,6 @@
 """Clips of a labelled corpus as items for `Trainer`: random crops to train on, windows of whole clips to score."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas
@@ -14,33 +13,31 @@ from music2vec_hf.configuration_music2vec import Music2VecConfig
 from music2vec_hf.data.audio import SAMPLING_RATE
 from music2vec_hf.data.corpus import load_corpus, read_crop
 from music2vec_hf.data.finding import find_corpus
+from music2vec_hf.data.folder_metadata import read_folder_metadata
 from music2vec_hf.data.measuring import clip_lengths
 from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
-
-_METADATA = "metadata.csv"
 
 
 def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
     """[`load_corpus`] for one split, with the labels of a folder of audio files.
 
-    Those come from its `metadata.csv` as in the audio folders of `datasets`: a column `file_name`, relative to the
-    folder, and any others. A column `split` there, as `music2vec synth` writes it, goes before the folders' names.
-    Without a `metadata.csv` the name of a file's folder is its `label`.
+    Those come from its metadata files, see [`read_folder_metadata`]. A column `split` there, as `music2vec synth`
+    writes it, goes before the folders' names. Without metadata the name of a file's folder is its `label`.
 
     Raises:
-        ValueError: as in [`load_corpus`]; if the split is empty or files are missing in `metadata.csv`.
+        ValueError: as in [`load_corpus`] and [`read_folder_metadata`]; if the split is empty or the metadata lacks
+            files of it.
     """
     found = find_corpus(corpus)
     if found.kind == "audiofolder" and not found.on_hub:
-        metadata = Path(corpus, _METADATA)
-        table = _read_metadata(metadata) if metadata.is_file() else None
+        table = read_folder_metadata(corpus)
         own_splits = table is not None and "split" in table
         dataset = load_corpus(corpus, "all" if own_splits else split)
         paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
         if table is None:
             dataset = dataset.add_column("label", [os.path.basename(os.path.dirname(path)) for path in paths])
         else:
-            dataset = _with_columns(dataset, table, paths, metadata)
+            dataset = _with_columns(dataset, table, paths, corpus)
         if own_splits:
             dataset = dataset.select([row for row, name in enumerate(dataset["split"][:]) if name == split])
     else:
@@ -55,22 +52,13 @@ def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
     return dataset
 
 
-def _read_metadata(path: Path) -> pandas.DataFrame:
-    """metadata.csv with absolute paths as its index."""
-    table = pandas.read_csv(path)
-    if "file_name" not in table:
-        raise ValueError(f"{path} has no column file_name, only {', '.join(map(str, table))}.")
-    table.index = [os.path.abspath(path.parent / str(name)) for name in table.pop("file_name")]
-    if not table.index.is_unique:
-        raise ValueError(f"{path} names a file twice. Give each audio file one line.")
-    return table
-
-
-def _with_columns(dataset: Corpus, table: pandas.DataFrame, paths: list[str], metadata: Path) -> Corpus:
+def _with_columns(dataset: Corpus, table: pandas.DataFrame, paths: list[str], corpus) -> Corpus:
     """The data set with the metadata of the files in `paths`, its rows."""
     missing = [path for path in paths if path not in table.index]
     if missing:
-        raise ValueError(f"{metadata} does not name {len(missing)} of the files, the first is {missing[0]}.")
+        raise ValueError(
+            f"The metadata of {corpus} does not name {len(missing)} of the files, the first is {missing[0]}."
+        )
     table = table.loc[paths]
     for name in table:
         if name not in dataset.column_names:

@@ -1,8 +1,10 @@
 """Labels as targets, metrics of whole clips, class weights, corpora of every kind, settings from YAML."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.metrics import roc_auc_score
@@ -89,6 +91,31 @@ def test_a_folder_of_audio_has_labels_by_metadata_or_by_folder(synthetic, tmp_pa
         shutil.copy(synthetic / row["file_name"], place)
     dataset = load_labelled_corpus(tmp_path / "folders", "validation")
     assert sorted(dataset["label"][:]) == sorted(wanted.values())
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_folder_of_audio_may_hold_metadata_in_each_split(synthetic, tmp_path, suffix):
+    rows, tables = load_synthetic_labels(synthetic), {}
+    for row in rows:
+        (tmp_path / row["split"]).mkdir(exist_ok=True)
+        shutil.copy(synthetic / row["file_name"], tmp_path / row["split"])
+        kept = {"file_name": Path(row["file_name"]).name, "genre": row["genre"], "arousal": row["arousal"]}
+        tables.setdefault(row["split"], []).append(kept)
+    for split, kept in tables.items():
+        table, path = pandas.DataFrame(kept), tmp_path / split / f"metadata.{suffix}"
+        if suffix == "csv":
+            table.to_csv(path, index=False)
+        elif suffix == "jsonl":
+            table.to_json(path, orient="records", lines=True)
+        else:
+            table.to_parquet(path)
+    for split, kept in tables.items():
+        dataset = load_labelled_corpus(tmp_path, split)
+        found = dict(
+            zip((Path(audio["path"]).name for audio in dataset["audio"][:]), dataset["genre"][:], strict=True)
+        )
+        assert found == {row["file_name"]: row["genre"] for row in kept}
+        assert dataset.features["arousal"].dtype == "float64"
 
 
 def test_a_data_set_of_parquet_files(synthetic, tmp_path):

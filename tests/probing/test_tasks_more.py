@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 from sklearn.model_selection import GroupShuffleSplit
 from toy_datasets import write_tone
@@ -224,11 +225,73 @@ def test_custom_audio_folder_and_tags(tmp_path, own_cache):
     (root / "metadata.csv").write_text("\n".join(["file_name,split,tags", *(f"{line}; loud" for line in lines)]))
     listed = load_task("custom-tags", root)
     assert listed.task.labels == ("0", "1", "2", "loud") and (listed.splits["test"].targets.sum(axis=1) == 2).all()
+    (root / "metadata.csv").unlink()
     tags = build_custom(tmp_path, [["loud"], ["soft", "slow"], []], datasets.List(datasets.Value("string")))
     tags.rename_column("label", "tags").save_to_disk(tmp_path / "tags")
     data = load_task("custom-tags", tmp_path / "tags")
     assert data.task.labels == ("loud", "slow", "soft")
     np.testing.assert_array_equal(data.splits["train"].targets, [[1, 0, 0], [0, 1, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_custom_metadata_in_each_split_as_datasets_lays_it_out(kind, tmp_path, own_cache):
+    wanted = {}
+    for split in ("train", "valid", "test"):
+        rows = [{"file_name": f"clips/{number}.wav", "label": ("None", "01")[number % 2]} for number in range(4)]
+        for row in rows:
+            write_tone(tmp_path / split / row["file_name"])
+        table = pandas.DataFrame(rows)
+        path = tmp_path / split / f"metadata.{kind}"
+        write = {
+            "csv": lambda table, path: table.to_csv(path, index=False),
+            "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
+            "parquet": lambda table, path: table.to_parquet(path),
+        }
+        write[kind](table, path)
+        wanted |= {f"{split}/{row['file_name']}": row["label"] for row in rows}
+    write_tone(tmp_path / "other" / "a.wav")
+    write_tone(tmp_path / "train" / "b.wav")
+    data = load_task("custom", tmp_path)
+    assert data.task.labels == ("01", "None") and data.extra == ("other/a.wav", "train/b.wav")
+    found = {}
+    for part in data.splits.values():
+        found |= {name: data.task.labels[target] for name, target in zip(part.track_ids, part.targets, strict=True)}
+    assert found == wanted
+
+
+def test_custom_metadata_may_hold_lists_of_tags(tmp_path, own_cache):
+    rows = []
+    for split in SPLITS:
+        for number, tags in enumerate((["loud", "slow"], [], ["slow"])):
+            write_tone(tmp_path / split / f"{number}.wav")
+            rows.append(json.dumps({"file_name": f"{split}/{number}.wav", "tags": tags}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    data = load_task("custom-tags", tmp_path)
+    assert data.task.labels == ("loud", "slow")
+    np.testing.assert_array_equal(data.splits["test"].targets, [[1, 1], [0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    "table, sentence",
+    [
+        ("file_name,genre\n0.wav,a", "needs a column `label`: rename the column of labels"),
+        ("path,label\n0.wav,a", "has no column file_name, only path, label"),
+        ("file_name,label\n0.wav,a\n1.wav,", "'train/1.wav' has no label in its metadata"),
+        ("file_name,label\n0.wav,a\n,b", "has 1 rows without a file_name"),
+        ("file_name,label\n0.wav,a\n./0.wav,b", "names 3 files twice"),
+        ('file_name,label\n"0.wav,a', "cannot be read"),
+        ("file_name,label\n9.wav,a", "9.wav"),
+        (None, "has 2 audio files without a label, the first is train/0.wav"),
+    ],
+)
+def test_custom_metadata_mistakes_get_a_sentence(table, sentence, tmp_path, own_cache):
+    for split in SPLITS:
+        for number in range(2):
+            write_tone(tmp_path / split / f"{number}.wav")
+        if table is not None:
+            (tmp_path / split / "metadata.csv").write_text(table)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        load_task("custom", tmp_path)
 
 
 def test_custom_mistakes_get_a_sentence(tmp_path, own_cache):

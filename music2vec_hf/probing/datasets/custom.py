@@ -5,13 +5,18 @@ lies inside the data set is written out as files to the cache of `datasets`, bec
 """
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas
+
 from ...data.audio import find_audio_files
+from ...data.folder_metadata import read_folder_metadata
 from ..declarations import SPLITS, Task, TaskData
-from .shared import class_targets, make_splits, read_table, tag_targets
+from .shared import class_targets, make_splits, tag_targets
 
 NAMES_OF_SPLIT = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 NO_BENCHMARK = "a data set of your own: there is no published score to stand beside."
@@ -50,54 +55,91 @@ TASKS = (
 def read(task: Task, folder: Path) -> TaskData:
     """Read a data set: `custom` takes the classes of its column `label`, `custom-tags` the lists of its column `tags`.
 
-    A folder is read as (the first that fits) what `save_to_disk` wrote; Parquet or Arrow files; `metadata.csv` with
-    the columns file_name, split and label or tags (tags separated by semicolons); files in `<split>/<label>/`. In the
+    A folder is read as (the first that fits) what `save_to_disk` wrote; Parquet or Arrow files; audio files with
+    `metadata.csv`, `.jsonl` or `.parquet` ([`read_folder_metadata`]), whose split is in a column `split` or else the
+    folder that they lie in (tags are lists, or text separated by semicolons); files in `<split>/<label>/`. In the
     first two, the one column of classes (`ClassLabel`) is taken where none has the name. Labels are those of the
-    column's type, or else all that occur, sorted.
+    column's type, or else all that occur, sorted. Audio files that are in no split are named, and not used.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if a split, the audio column or the label column is not there, or several could be meant.
+        ValueError: if a split, the audio column, the label column or a label is not there, or several could be meant.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is not a folder; `{task.name}` reads a local data set of `datasets`.")
-    if (folder / "dataset_dict.json").is_file() or any(folder.rglob("*.parquet")) or any(folder.rglob("*.arrow")):
+    tables = (path for kind in ("*.parquet", "*.arrow") for path in folder.rglob(kind))
+    if any(path.name != "metadata.parquet" for path in tables):
         rows, names, labels = _read_columns(task, folder)
+        extra = []
     else:
-        table = folder / "metadata.csv"
-        rows, names = _read_listing(task, table) if table.is_file() else _read_folders(task, folder)
-        labels = ()
+        metadata = read_folder_metadata(folder, as_text=True)
+        rows, names = _read_folders(task, folder) if metadata is None else _read_metadata(task, folder, metadata)
+        labels, used = (), {path for split in SPLITS for _, path in rows[split]}
+        extra = [path.relative_to(folder).as_posix() for path in find_audio_files(folder) if path not in used]
     flat = (
         label for values in names.values() for row in values for label in (row if isinstance(row, list) else [row])
     )
     task = replace(task, labels=tuple(labels or sorted(set(flat))))
     to_targets = class_targets if task.name == "custom" else tag_targets
     targets = {split: to_targets(names[split], task.labels, f"'{folder}', split {split}") for split in SPLITS}
-    return TaskData(task, make_splits(rows, targets), (NO_BENCHMARK,))
+    return TaskData(task, make_splits(rows, targets), (NO_BENCHMARK,), tuple(extra))
 
 
-def _read_listing(task: Task, table: Path) -> tuple[dict, dict]:
-    entries = read_table(table, ",", ("file_name", "split", task.title))
-    rows, names = {}, {}
+def _read_metadata(task: Task, folder: Path, table: pandas.DataFrame) -> tuple[dict, dict]:
+    """Rows and labels by split of the audio files that metadata names."""
+    if task.title not in table:
+        raise ValueError(_no_column(task, folder, table))
+    root, rows, names = Path(os.path.abspath(folder)), {}, {}
+    places = [Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path(path) for path in table.index]
+    split_names = table["split"] if "split" in table else [place.parts[0] for place in places]
     for split, spellings in NAMES_OF_SPLIT.items():
-        chosen = [row for row in entries if row["split"] in spellings]
-        rows[split] = [(row["file_name"], table.parent / row["file_name"]) for row in chosen]
-        values = [row[task.title] for row in chosen]
-        names[split] = values if task.name == "custom" else [_semicolons(value) for value in values]
+        chosen = [
+            (place, label)
+            for place, name, label in zip(places, split_names, table[task.title].tolist(), strict=True)
+            if name in spellings
+        ]
+        rows[split] = [(place.as_posix(), folder / place) for place, _ in chosen]
+        names[split] = [
+            _tags(label) if task.name == "custom-tags" else _label(label, place) for place, label in chosen
+        ]
     return rows, names
 
 
-def _semicolons(text: str) -> list[str]:
-    return [tag.strip() for tag in text.split(";") if tag.strip()]
+def _no_column(task: Task, folder: Path, columns: Iterable[str]) -> str:
+    return (
+        f"'{folder}' has the columns {', '.join(map(str, columns))}; `{task.name}` needs a column `{task.title}`: "
+        "rename the column of labels."
+    )
+
+
+def _label(value: object, place: Path) -> str:
+    if pandas.isna(value):
+        raise ValueError(f"'{place}' has no label in its metadata. Give it one, or take its row out.")
+    return str(value).strip()
+
+
+def _tags(value: object) -> list[str]:
+    if not isinstance(value, str) and np.ndim(value) == 0:
+        return [] if pandas.isna(value) else [str(value)]
+    parts = value.split(";") if isinstance(value, str) else map(str, value)
+    return [tag.strip() for tag in parts if tag.strip()]
 
 
 def _read_folders(task: Task, folder: Path) -> tuple[dict, dict]:
+    """Rows and labels by split of audio files in `<split>/<label>/`."""
     if task.name != "custom":
         raise ValueError(f"'{folder}' has no metadata.csv; folders can hold the labels of `custom`, not several tags.")
     there = sorted(path.name for path in folder.iterdir() if path.is_dir())
     rows, names = {}, {}
     for split, spellings in NAMES_OF_SPLIT.items():
-        paths = find_audio_files(folder / _split_name(split, spellings, there, folder))
+        root = folder / _split_name(split, spellings, there, folder)
+        paths = find_audio_files(root)
+        elsewhere = [path.relative_to(folder).as_posix() for path in paths if path.parent.parent != root]
+        if elsewhere:
+            raise ValueError(
+                f"'{folder}' has {len(elsewhere)} audio files without a label, the first is {elsewhere[0]}: put each "
+                "into <split>/<label>/, or write its label into a metadata.csv (columns file_name, label)."
+            )
         rows[split] = [(path.relative_to(folder).as_posix(), path) for path in paths]
         names[split] = [path.parent.name for path in paths]
     return rows, names
@@ -138,10 +180,7 @@ def _label_column(part, task: Task, folder: Path) -> str:
         return task.title
     typed = [name for name, kind in part.features.items() if isinstance(getattr(kind, "feature", kind), ClassLabel)]
     if len(typed) != 1:
-        raise ValueError(
-            f"'{folder}' has the columns {', '.join(part.column_names)}; `{task.name}` needs a column `{task.title}`: "
-            "rename the column of labels."
-        )
+        raise ValueError(_no_column(task, folder, part.column_names))
     return typed[0]
 
 
