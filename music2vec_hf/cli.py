@@ -194,8 +194,9 @@ def _add_probe(verb) -> None:
     command.add_argument(
         "--baselines",
         nargs="*",
+        choices=("random-init", "mfcc", "chroma", "mel"),
         default=["random-init", "mfcc", "chroma"],
-        help="some of random-init, mfcc, chroma, mel (default: the first three)",
+        help="(default: the first three)",
     )
 
 

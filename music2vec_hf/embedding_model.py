@@ -72,7 +72,7 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = next(name for name in there if there[name])
     if not there[device]:
-        raise ValueError(f"`device` is {device!r}, but torch finds none here. Use 'cpu' or 'auto'.")
+        raise ValueError(f"`device` is {device!r}, but torch finds none here. Use 'cpu'.")
     return torch.device(device)
 
 

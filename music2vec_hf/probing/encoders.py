@@ -167,6 +167,13 @@ def encoder_identity(encoder: Encoder, window_seconds: float, precision: str) ->
     return weights, "\n".join([weights, encoder.preprocessing, run])
 
 
+@torch.no_grad()
+def encoder_layers(encoder: Encoder) -> list[str]:
+    """Names of its layers, in order, from a second of silence."""
+    silence = torch.zeros(1, max(encoder.sampling_rate, encoder.shortest), device=device_of(encoder.model))
+    return [layer for layer, _ in encoder.frames(silence)]
+
+
 def prepared_tracks(encoder: Encoder, paths: Iterable[Path]) -> Iterator[np.ndarray]:
     """Read audio files at the encoder's rate and prepare each as a whole; some ahead, while a GPU computes.
 

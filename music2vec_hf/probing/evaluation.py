@@ -117,6 +117,12 @@ def layers_to_try(names: Sequence[str], search: Search, layers: str | Sequence[s
     return list(layers)
 
 
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError unless there are seeds and all are different."""
+    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` is {tuple(seeds)}, but it must hold one or more different seeds.")
+
+
 def probe(
     features: Mapping[str, np.ndarray] | SelectedRows,
     task_data: TaskData,
@@ -150,8 +156,7 @@ def probe(
         ValueError: if features do not fit the task, seeds are missing or a layer is unknown.
     """
     search = get_search(search) if isinstance(search, str) else search
-    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"`seeds` is {tuple(seeds)}, but it must hold one or more different seeds.")
+    check_seeds(seeds)
     selected, task = _checked(features, task_data), task_data.task
     parts = {split: selected.split(task_data, split) for split in SPLITS}
     data = _probe_data(parts["train"], parts["validation"], task, task_data.splits)

@@ -3,7 +3,7 @@
 Row 12 of DESIGN.md section 3. One pass over the audio gives all layers of every window; `feature_cache.py` keeps them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,7 @@ def source_features(
     device: str = "cpu",
     progress: bool = True,
     trust_remote_code: bool = False,
+    check_layers: Callable[[list[str]], object] | None = None,
 ) -> tuple[FeatureRows, str]:
     """Compute, or read from the cache, the features of audio files.
 
@@ -92,6 +93,7 @@ def source_features(
         device (`str`): torch device of the model.
         progress (`bool`): show a progress bar.
         trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
+        check_layers (`Callable`, *optional*): told the names of a model's layers before audio is read, to refuse them.
 
     Returns:
         `tuple[FeatureRows, str]`: rows of the files in the order of `paths` (one layer, named as the source's kind,
@@ -111,9 +113,11 @@ def source_features(
             return spectral_rows(source.kind, chosen, row_seconds)
 
     else:
-        from .encoders import encode_windows, encoder_identity, load_encoder, prepared_tracks
+        from .encoders import encode_windows, encoder_identity, encoder_layers, load_encoder, prepared_tracks
 
         encoder = load_encoder(source.model, source.kind == RANDOM_INIT, source.seed, trust_remote_code)
+        if check_layers is not None:
+            check_layers(encoder_layers(encoder))
         model_hash, identity = encoder_identity(encoder, window_seconds, precision)
         windows_per_row = None if row_seconds is None else round(row_seconds / window_seconds)
         encoder.model.to(device)

@@ -7,10 +7,22 @@ and score from `evaluation.py`; `records.py` writes them down.
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from .checking import describe_check
-from .evaluation import CHANCE, PILOT, Choice, ProbeResult, chance_result, choose_probe, probe, score_predictions
+from .evaluation import (
+    CHANCE,
+    PILOT,
+    Choice,
+    ProbeResult,
+    chance_result,
+    check_seeds,
+    choose_probe,
+    layers_to_try,
+    probe,
+    score_predictions,
+)
 from .export import export_probe, plan_exports
 from .feature_cache import audio_digests
 from .records import Collected
@@ -61,6 +73,14 @@ def _rows_of_tasks(
     return rows_of, source_hash
 
 
+def _check_request(sources: Sequence[FeatureSource], seeds: Sequence[int], output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"'{output}' is a file; name a folder for the results.")
+    check_seeds(seeds)
+    if CHANCE in {source.name for source in sources}:
+        raise ValueError("`chance` is always reported and cannot be the name of a source; use another name.")
+
+
 def run_suite(
     sources: Sequence[str] | Mapping[str, str],
     tasks: str | Sequence[str],
@@ -106,14 +126,13 @@ def run_suite(
         `Path`: of results.json.
 
     Raises:
-        ValueError, FileNotFoundError: if a name is unknown, data is missing, windows do not divide a task's clips or
-            features do not fit.
+        ValueError, OSError: before audio is read, if a name, layer or seed is unknown, data is missing, `output` is a
+            file or windows do not divide a task's clips; later, if a file cannot be heard.
     """
     output = Path(output)
-    get_search(search)
+    check_layers = partial(layers_to_try, search=get_search(search), layers=layers)
     resolved = resolve_sources(sources, random_init_seed)
-    if CHANCE in {source.name for source in resolved}:
-        raise ValueError("`chance` is always reported and cannot be the name of a source; use another name.")
+    _check_request(resolved, seeds, output)
     loaded = {name: load_task(name, data, allow_missing) for name in resolve_tasks(tasks)}
     groups = _row_groups(loaded, search, window_seconds)
     exports = plan_exports(resolved, list(loaded), export)
@@ -128,6 +147,7 @@ def run_suite(
         "device": device,
         "progress": progress,
         "trust_remote_code": trust_remote_code,
+        "check_layers": check_layers,
     }
     collected = Collected(output, library_versions(), layers, window_seconds)
     for source in resolved:

@@ -193,8 +193,22 @@ def test_a_pilot_leaves_one_layer_to_the_search(corpus, tmp_path, model_folder):
     assert list(model["validation_by_layer"]) == [model["layer"]] and model["layers"] == "pilot"
     assert model["pilot_by_layer"][model["layer"]] == max(model["pilot_by_layer"].values())
     assert mel["layer"] == "mel" and mel["pilot_by_layer"] == {}
+
+
+def test_mistakes_are_told_before_any_audio_is_read(corpus, tmp_path, model_folder):
+    def run(output="out", **changes):
+        suite.run_suite([model_folder], "synthetic-genre", corpus, tmp_path / output, progress=False, **changes)
+
     with pytest.raises(ValueError, match="There is no layer 9 to try under 'quick': conv, 0, 1, 2, 3"):
-        suite.run_suite([model_folder], "synthetic-genre", corpus, tmp_path / "out", layers=["9"], progress=False)
+        run(layers=["9"])
+    with pytest.raises(ValueError, match="There is no layer conv to try under 'marble': 0, 1, 2, 3, weighted"):
+        run(layers=["conv"], search="marble")
+    with pytest.raises(ValueError, match="one or more different seeds"):
+        run(seeds=(1, 1))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file' is a file; name a folder for the results"):
+        run("file")
+    assert not (tmp_path / "out").exists()
 
 
 def test_marble_probes_windows_and_the_weighted_sum(corpus, tmp_path, model_folder):
