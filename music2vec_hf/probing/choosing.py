@@ -1,21 +1,21 @@
-"""Layer and settings by the validation score, and a note of every layer that was searched.
+"""Layer and settings by the validation score, and a note of every probe that was trained for it.
 
-Row 13 of DESIGN.md section 3. A grid takes minutes to hours for a layer; its outcome is a function of the training
-and validation split, the search, the seed and the code, and is kept under that name. A search that was stopped goes
-on with the layers that it has no outcome of.
+Row 13 of DESIGN.md section 3. A grid takes minutes to hours for a layer; its scores are a function of the training
+and validation split, the search, the seed and the code, and are kept under that name. A search that was stopped goes
+on with the settings that it has no score of.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from .probes import ProbeData, ProbeJob, layer_features
-from .results import library_versions, write_json
+from .probes import ProbeData, ProbeJob, TrainedProbe, layer_features
+from .results import library_versions
 from .searches import ProbeSettings, Search
 from .training import train_probes
 
@@ -56,41 +56,66 @@ def choose_probe(
         search (`Search`): settings to try on every layer.
         seed (`int`): seed of all trainings of the search.
         device (`str`): torch device.
-        kept_in (`Path`, *optional*): folder where the outcome of each layer is kept, and taken from if it is there.
+        kept_in (`Path`, *optional*): folder where the score of each probe is kept, and taken from if it is there.
         progress (`str`, *optional*): label of a progress bar; without it there is none.
     """
-    files = {layer: kept_in / f"{_identity(data, layer, search, seed)}.json" for layer in layers} if kept_in else {}
-    found = {layer: _read(path) for layer, path in files.items() if path.is_file()}
-    missing = [layer for layer in layers if layer not in found]
-    total = len(missing) * len(search.settings)
+    kept = {layer: kept_in / f"{_identity(data, layer, search, seed)}.jsonl" for layer in layers} if kept_in else {}
+    scores = {layer: _read(kept[layer]) if kept else {} for layer in layers}
+    missing = {layer: [n for n in range(len(search.settings)) if n not in scores[layer]] for layer in layers}
+    total = sum(map(len, missing.values()))
     with tqdm(total=total, desc=progress, unit="probe", disable=progress is None or not total) as bar:
-        for group in _groups(missing, len(search.settings)):
-            jobs = [ProbeJob(layer, settings, seed) for layer in group for settings in search.settings]
-            best: dict[str, dict] = {}
-            for trained in train_probes(jobs, data, search, device, finished=bar.update):
-                layer = trained.job.layer
-                if layer not in best or trained.score > best[layer]["score"]:
-                    best[layer] = {"score": float(trained.score), "settings": trained.job.settings}
-            for layer in group if kept_in else ():
-                write_json(files[layer], best[layer] | {"settings": asdict(best[layer]["settings"])})
-            found |= best
-    by_layer = {layer: found[layer] for layer in layers}
-    layer = max(by_layer, key=lambda name: by_layer[name]["score"])  # the first of equals
+        for group in _groups([(layer, number) for layer in layers for number in missing[layer]]):
+
+            def finished(place: int, trained: TrainedProbe, group=group) -> None:
+                layer, number = group[place]
+                scores[layer][number] = trained.score
+                if kept:
+                    _append(kept[layer], number, trained.score)
+                bar.update()
+
+            jobs = [ProbeJob(layer, search.settings[number], seed) for layer, number in group]
+            train_probes(jobs, data, search, device, finished=finished)
+    by_layer = {}
+    for layer in layers:
+        best = max(range(len(search.settings)), key=scores[layer].__getitem__)  # the first of equals, here and below
+        by_layer[layer] = {"score": scores[layer][best], "settings": search.settings[best]}
+    layer = max(by_layer, key=lambda name: by_layer[name]["score"])
     return Choice(layer, by_layer[layer]["settings"], by_layer[layer]["score"], by_layer)
 
 
-def _groups(layers: Sequence[str], num_settings: int) -> Iterator[Sequence[str]]:
-    size = -(-TRAINED_TOGETHER // num_settings)
-    return (layers[start : start + size] for start in range(0, len(layers), size))
+def _groups(missing: Sequence[tuple[str, int]]) -> Iterator[Sequence[tuple[str, int]]]:
+    """Layers and numbers of settings in groups of whole layers, each of `TRAINED_TOGETHER` or more where there are."""
+    group: list[tuple[str, int]] = []
+    for layer, number in missing:
+        if len(group) >= TRAINED_TOGETHER and layer != group[-1][0]:
+            yield group
+            group = []
+        group.append((layer, number))
+    if group:
+        yield group
 
 
-def _read(path: Path) -> dict:
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {"score": stored["score"], "settings": ProbeSettings(**stored["settings"])}
+def _append(path: Path, number: int, score: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        # The end of the line comes first: a line that a kill has cut stays alone.
+        file.write("\n" + json.dumps({"setting": number, "score": score}))
+
+
+def _read(path: Path) -> dict[int, float]:
+    """Score by number of the setting, as far as a search has come."""
+    scores = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            stored = json.loads(line)
+            scores[stored["setting"]] = stored["score"]
+        except (ValueError, TypeError, KeyError):
+            continue  # empty, or cut by a kill: trained anew
+    return scores
 
 
 def _identity(data: ProbeData, layer: str, search: Search, seed: int) -> str:
-    """Digest of all that the outcome of a layer depends on."""
+    """Digest of all that the scores of a layer depend on."""
     versions = library_versions()
     about = (layer, search.for_task(data.task_name), seed, versions["music2vec_hf"], versions["torch"])
     task = (data.problem_type, data.num_outputs, data.primary_metric, data.target_statistics)

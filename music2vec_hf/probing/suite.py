@@ -112,7 +112,7 @@ def run_suite(
             `"pilot"`: for each task only the one that `quick` chooses on validation. JukeMIR fixed its layer by a
             pilot, too.
         random_init_seed (`int`): seed of the weights of `random-init`.
-        cache_dir (`str` or `Path`, *optional*): where features and the outcomes of searches are kept.
+        cache_dir (`str` or `Path`, *optional*): where features and the scores of searches are kept.
         window_seconds (`float`): longest piece that a model hears at once, in seconds.
         precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
         device (`str`): torch device.

@@ -97,7 +97,7 @@ def _trained(stack: Stack, position: int, targets: Targets) -> TrainedProbe:
 
 
 def _train_block(
-    stacks: list[Stack], targets: Targets, search: Search, metric: str, ended: Callable[[int], object]
+    stacks: list[Stack], targets: Targets, search: Search, metric: str, ended: Callable[[int, TrainedProbe], object]
 ) -> dict[int, TrainedProbe]:
     """Train stacks of one batch size, step by step together; returns number -> trained probe."""
     num_rows, device = len(targets.train), targets.train.device
@@ -119,9 +119,10 @@ def _train_block(
         for stack in stacks:
             done = [step == last or probe.waited >= search.patience for probe in stack.probes]
             for position in np.flatnonzero(done):
-                finished[stack.probes[position].number] = _trained(stack, position, targets)
+                number = stack.probes[position].number
+                finished[number] = _trained(stack, position, targets)
+                ended(number, finished[number])
             if any(done):
-                ended(sum(done))
                 stack.keep([position for position, gone in enumerate(done) if not gone])
         stacks = [stack for stack in stacks if stack.probes]
         if not stacks:
@@ -166,7 +167,7 @@ def train_probes(
     search: Search,
     device: str = "cpu",
     batched: bool = True,
-    finished: Callable[[int], object] | None = None,
+    finished: Callable[[int, TrainedProbe], object] | None = None,
 ) -> list[TrainedProbe]:
     """Train probes, those of one shape together.
 
@@ -176,7 +177,7 @@ def train_probes(
         search (`Search`): when training stops, and how it draws mini-batches; its settings are not looked at.
         device (`str`): torch device.
         batched (`bool`): False trains one probe after another, for comparison.
-        finished (`Callable`, *optional*): told how many probes have just come to their end.
+        finished (`Callable`, *optional*): told of each probe that comes to its end: its place in `jobs`, and itself.
 
     Returns:
         `list[TrainedProbe]`: in the order of `jobs`, each at its best validation score.
@@ -197,5 +198,5 @@ def train_probes(
             probes = [new_progress(number, jobs[number], search) for number in numbers]
             stacks.append(Stack(probes, features[key], data.num_outputs))
         with torch_threads(_num_threads(stacks)):
-            trained |= _train_block(stacks, targets, search, data.primary_metric, finished or (lambda count: None))
+            trained |= _train_block(stacks, targets, search, data.primary_metric, finished or (lambda *probe: None))
     return [trained[number] for number in range(len(jobs))]

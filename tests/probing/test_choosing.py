@@ -1,4 +1,4 @@
-"""The outcome of every searched layer is kept, and taken only for the very same search."""
+"""The score of every probe of a search is kept, and taken only for the very same search."""
 
 from dataclasses import replace
 
@@ -25,11 +25,11 @@ def data():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The layers of every call of `train_probes`."""
+    """Layers and number of probes of every call of `train_probes`."""
     calls, train = [], choosing.train_probes
 
     def spy(jobs, *arguments, **options):
-        calls.append(list(dict.fromkeys(job.layer for job in jobs)))
+        calls.append((list(dict.fromkeys(job.layer for job in jobs)), len(jobs)))
         return train(jobs, *arguments, **options)
 
     monkeypatch.setattr(choosing, "train_probes", spy)
@@ -61,26 +61,36 @@ def test_whatever_changes_is_searched_anew(data, trained, tmp_path, change):
     trained.clear()
     changed, search, seed = CHANGES[change](data)
     choice = choose_probe(changed, ["1"], search, seed, kept_in=tmp_path)
-    assert trained == [["1"]] and choice == choose_probe(changed, ["1"], search, seed)
+    assert trained == [(["1"], len(search.settings))] and choice == choose_probe(changed, ["1"], search, seed)
 
 
-def test_a_stopped_search_goes_on_with_the_layers_it_lacks(data, trained, tmp_path, monkeypatch):
-    whole = choose_probe(data, ["0", "1"], SEARCH)
-    monkeypatch.setattr(choosing, "TRAINED_TOGETHER", 1)
-    spy = choosing.train_probes
+@pytest.mark.parametrize("ended", range(1, 2 * len(SEARCH.settings)))
+def test_a_stopped_search_goes_on_with_the_probes_it_lacks(ended, data, trained, tmp_path, monkeypatch):
+    whole, append, kept = choose_probe(data, ["0", "1"], SEARCH), choosing._append, []
+    trained.clear()
 
-    def stopped(jobs, *arguments, **options):
-        if jobs[0].layer == "1":
+    def stop(*probe):
+        if len(kept) == ended:
             raise KeyboardInterrupt
-        return spy(jobs, *arguments, **options)
+        kept.append(append(*probe))
 
-    monkeypatch.setattr(choosing, "train_probes", stopped)
+    monkeypatch.setattr(choosing, "_append", stop)
     with pytest.raises(KeyboardInterrupt):
         choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path)
-    monkeypatch.setattr(choosing, "train_probes", spy)
-    trained.clear()
+    monkeypatch.setattr(choosing, "_append", append)
     assert choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path) == whole
-    assert trained == [["1"]]
+    assert [number for _, number in trained] == [2 * len(SEARCH.settings), 2 * len(SEARCH.settings) - ended]
+
+
+def test_a_line_that_a_kill_has_cut_is_one_probe_trained_anew(data, trained, tmp_path):
+    whole = choose_probe(data, ["0"], SEARCH, kept_in=tmp_path)
+    (path,) = tmp_path.iterdir()
+    text = path.read_text()
+    path.write_text(text[:-5])
+    trained.clear()
+    for expected in ([(["0"], 1)], []):
+        assert choose_probe(data, ["0"], SEARCH, kept_in=tmp_path) == whole and trained == expected
+        trained.clear()
 
 
 def test_the_progress_bar_counts_every_probe(data, capsys):
@@ -92,5 +102,5 @@ def test_the_progress_bar_counts_every_probe(data, capsys):
 def test_a_run_keeps_outcomes_only_where_it_is_told(tmp_path):
     features, task_data = toy_task("synthetic-genre")
     result = evaluation.probe(features, task_data, SEARCH, seeds=(0,), kept_in=tmp_path / "searches")
-    assert len(list((tmp_path / "searches").glob("*.json"))) == 2
+    assert len(list((tmp_path / "searches").glob("*.jsonl"))) == 2
     assert result.choice == evaluation.probe(features, task_data, SEARCH, seeds=(0,)).choice
