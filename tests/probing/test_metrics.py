@@ -113,7 +113,9 @@ def test_evaluate_metrics_accumulate_batches_and_equal_the_functions(tmp_path, t
 def test_selection_scores_equal_the_test_metrics(tag_data):
     references, scores = tag_data
     rng = np.random.default_rng(3)
-    stacked = np.stack([scores, np.round(rng.standard_normal(scores.shape), 1), np.zeros(scores.shape)])
+    many_ties, untied = np.round(rng.standard_normal(scores.shape), 1), rng.standard_normal(scores.shape)
+    zeros = np.where(rng.random(scores.shape) < 0.5, 0.0, -0.0)  # which are equal
+    stacked = np.stack([scores, many_ties, untied, zeros])
     got = selection_scores("roc_auc", torch.as_tensor(references), torch.as_tensor(stacked))
     np.testing.assert_allclose(got, [metrics.macro_roc_auc(references, one).value for one in stacked])
 
