@@ -276,7 +276,7 @@ def test_custom_metadata_may_hold_lists_of_tags(tmp_path, own_cache):
     [
         ("file_name,genre\n0.wav,a", "needs a column `label`: rename the column of labels"),
         ("path,label\n0.wav,a", "has no column file_name, only path, label"),
-        ("file_name,label\n0.wav,a\n1.wav,", "'train/1.wav' has no label in its metadata"),
+        ("file_name,label\n0.wav,a\n1.wav,", "'train/1.wav' has nan for its label in the metadata. Give it one"),
         ("file_name,label\n0.wav,a\n,b", "has 1 rows without a file_name"),
         ("file_name,label\n0.wav,a\n./0.wav,b", "names 3 files twice"),
         ('file_name,label\n"0.wav,a', "cannot be read"),

@@ -113,8 +113,8 @@ def _no_column(task: Task, folder: Path, columns: Iterable[str]) -> str:
 
 
 def _label(value: object, place: Path) -> str:
-    if pandas.isna(value):
-        raise ValueError(f"'{place}' has no label in its metadata. Give it one, or take its row out.")
+    if np.ndim(value) > 0 or pandas.isna(value):
+        raise ValueError(f"'{place}' has {value} for its label in the metadata. Give it one, or take its row out.")
     return str(value).strip()
 
 
