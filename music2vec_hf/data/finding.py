@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import is_offline_mode
 
 from .audio import AUDIO_SUFFIXES, find_audio_files
+from .folder_metadata import METADATA_FILES
 from .hub_files import download_files, explain_hub_errors
 from .sources import SPLIT_ORDER
 
@@ -198,7 +199,7 @@ def _in_folder(folder: Path) -> FoundCorpus:
         )
     paths = sorted(path for path in folder.rglob("*") if ".staging" not in path.parts)
     by_kind = {
-        "parquet": [path for path in paths if path.suffix == ".parquet" and path.name != "metadata.parquet"],
+        "parquet": [path for path in paths if path.suffix == ".parquet" and path.name not in METADATA_FILES],
         "webdataset": [path for path in paths if path.name.endswith(ARCHIVES)],
         "audiofolder": [] if ours else find_audio_files(folder),
     }

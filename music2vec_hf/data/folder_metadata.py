@@ -14,6 +14,8 @@ _READERS = {
     "metadata.parquet": lambda path, kind: pandas.read_parquet(path),
 }
 
+METADATA_FILES = tuple(_READERS)
+
 
 def read_folder_metadata(folder: str | os.PathLike, as_text: bool = False) -> pandas.DataFrame | None:
     """Rows of all `metadata.csv`, `metadata.jsonl` and `metadata.parquet` below a folder, each about one audio file.
@@ -31,7 +33,7 @@ def read_folder_metadata(folder: str | os.PathLike, as_text: bool = False) -> pa
         ValueError: if a metadata file cannot be read, has no `file_name`, or a file is named twice.
     """
     tables = []
-    for path in sorted(path for path in Path(folder).rglob("metadata.*") if path.name in _READERS):
+    for path in sorted(path for path in Path(folder).rglob("metadata.*") if path.name in METADATA_FILES):
         try:
             table = _READERS[path.name](path, str if as_text else None)
         except ValueError as error:  # pandas' and pyarrow's own are ValueErrors
@@ -57,4 +59,4 @@ def read_folder_metadata(folder: str | os.PathLike, as_text: bool = False) -> pa
     return table
 
 
-__all__ = ["read_folder_metadata"]
+__all__ = ["METADATA_FILES", "read_folder_metadata"]

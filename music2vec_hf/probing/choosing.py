@@ -61,10 +61,10 @@ def choose_probe(
     """
     kept = {layer: kept_in / f"{_identity(data, layer, search, seed)}.jsonl" for layer in layers} if kept_in else {}
     scores = {layer: _read(kept[layer]) if kept else {} for layer in layers}
-    missing = {layer: [n for n in range(len(search.settings)) if n not in scores[layer]] for layer in layers}
-    total = sum(map(len, missing.values()))
-    with tqdm(total=total, desc=progress, unit="probe", disable=progress is None or not total) as bar:
-        for group in _groups([(layer, number) for layer in layers for number in missing[layer]]):
+    numbers = range(len(search.settings))
+    missing = [(layer, number) for layer in layers for number in numbers if number not in scores[layer]]
+    with tqdm(total=len(missing), desc=progress, unit="probe", disable=progress is None or not missing) as bar:
+        for group in _groups(missing):
 
             def finished(place: int, trained: TrainedProbe, group=group) -> None:
                 layer, number = group[place]
@@ -77,7 +77,7 @@ def choose_probe(
             train_probes(jobs, data, search, device, finished=finished)
     by_layer = {}
     for layer in layers:
-        best = max(range(len(search.settings)), key=scores[layer].__getitem__)  # the first of equals, here and below
+        best = max(numbers, key=scores[layer].__getitem__)  # the first of equals, here and below
         by_layer[layer] = {"score": scores[layer][best], "settings": search.settings[best]}
     layer = max(by_layer, key=lambda name: by_layer[name]["score"])
     return Choice(layer, by_layer[layer]["settings"], by_layer[layer]["score"], by_layer)

@@ -130,7 +130,7 @@ def run_suite(
             file or windows do not divide a task's clips; later, if a file cannot be heard.
     """
     output = Path(output)
-    check_layers = partial(layers_to_try, search=get_search(search), layers=layers)
+    named_layers = partial(layers_to_try, search=get_search(search), layers=layers)
     resolved = resolve_sources(sources, random_init_seed)
     _check_request(resolved, seeds, output)
     loaded = {name: load_task(name, data, allow_missing) for name in resolve_tasks(tasks)}
@@ -147,7 +147,7 @@ def run_suite(
         "device": device,
         "progress": progress,
         "trust_remote_code": trust_remote_code,
-        "check_layers": check_layers,
+        "check_layers": None if layers in (None, PILOT) else named_layers,
     }
     collected = Collected(output, library_versions(), layers, window_seconds)
     for source in resolved:

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.metrics import roc_auc_score
+from toy_audio import write_metadata
 
 from music2vec_hf import Music2VecFeatureExtractor
 from music2vec_hf.data.audio import read_audio
@@ -102,13 +102,7 @@ def test_a_folder_of_audio_may_hold_metadata_in_each_split(synthetic, tmp_path, 
         kept = {"file_name": Path(row["file_name"]).name, "genre": row["genre"], "arousal": row["arousal"]}
         tables.setdefault(row["split"], []).append(kept)
     for split, kept in tables.items():
-        table, path = pandas.DataFrame(kept), tmp_path / split / f"metadata.{suffix}"
-        if suffix == "csv":
-            table.to_csv(path, index=False)
-        elif suffix == "jsonl":
-            table.to_json(path, orient="records", lines=True)
-        else:
-            table.to_parquet(path)
+        write_metadata(tmp_path / split / f"metadata.{suffix}", kept)
     for split, kept in tables.items():
         dataset = load_labelled_corpus(tmp_path, split)
         found = dict(

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
-import pandas
 import pytest
 from sklearn.model_selection import GroupShuffleSplit
+from toy_audio import write_metadata
 from toy_datasets import write_tone
 
 from music2vec_hf.probing import tasks
@@ -240,14 +240,7 @@ def test_custom_metadata_in_each_split_as_datasets_lays_it_out(kind, tmp_path, o
         rows = [{"file_name": f"clips/{number}.wav", "label": ("None", "01")[number % 2]} for number in range(4)]
         for row in rows:
             write_tone(tmp_path / split / row["file_name"])
-        table = pandas.DataFrame(rows)
-        path = tmp_path / split / f"metadata.{kind}"
-        write = {
-            "csv": lambda table, path: table.to_csv(path, index=False),
-            "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
-            "parquet": lambda table, path: table.to_parquet(path),
-        }
-        write[kind](table, path)
+        write_metadata(tmp_path / split / f"metadata.{kind}", rows)
         wanted |= {f"{split}/{row['file_name']}": row["label"] for row in rows}
     write_tone(tmp_path / "other" / "a.wav")
     write_tone(tmp_path / "train" / "b.wav")

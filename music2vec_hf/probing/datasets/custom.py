@@ -14,7 +14,7 @@ import numpy as np
 import pandas
 
 from ...data.audio import find_audio_files
-from ...data.folder_metadata import read_folder_metadata
+from ...data.folder_metadata import METADATA_FILES, read_folder_metadata
 from ..declarations import SPLITS, Task, TaskData
 from .shared import class_targets, make_splits, tag_targets
 
@@ -68,7 +68,7 @@ def read(task: Task, folder: Path) -> TaskData:
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is not a folder; `{task.name}` reads a local data set of `datasets`.")
     tables = (path for kind in ("*.parquet", "*.arrow") for path in folder.rglob(kind))
-    if any(path.name != "metadata.parquet" for path in tables):
+    if any(path.name not in METADATA_FILES for path in tables):
         rows, names, labels = _read_columns(task, folder)
         extra = []
     else:
