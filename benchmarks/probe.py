@@ -3,7 +3,8 @@
 All 216 settings on a task of GTZAN's size, for a fixed number of steps each: together (`train_probes`), and one after
 another the plain PyTorch way, in turn, round by round, in one process. Beside them the bare matrix products. Also what
 the search `quick` costs. On a CPU the time is processor time: other work on the machine disturbs it less than it
-disturbs the clock. `OMP_NUM_THREADS` sets the number of threads.
+disturbs the clock. `OMP_NUM_THREADS` sets the number of threads; processor time counts their waiting for each other,
+too, so one thread is the fairest comparison.
 """
 
 import argparse
