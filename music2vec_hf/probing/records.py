@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .bootstrap import interval
+from .earlier import set_aside
 from .evaluation import Choice, ProbeResult
 from .results import (
     FORMAT_VERSION,
@@ -16,6 +17,7 @@ from .results import (
     paired_difference_of_predictions,
     resampled_task_values,
     value_metrics,
+    write_json,
 )
 
 
@@ -80,9 +82,13 @@ def _comparisons(kinds: Mapping[str, str], results: Mapping[str, Mapping[str, Pr
     return rows
 
 
+def _predictions_file(source: str, task: str) -> str:
+    return f"predictions/{file_stem(source)}--{task}.npz"
+
+
 @dataclass
 class Collected:
-    """What a run has so far; predictions are written as they come.
+    """What a run has so far.
 
     Attributes:
         output (`Path`): folder of the run.
@@ -101,9 +107,7 @@ class Collected:
     timings: list[dict] = field(default_factory=list)
 
     def keep(self, name: str, kind: str, task: str, result: ProbeResult, model_hash: str | None) -> None:
-        """Take the result of one source on one task, and write its predictions."""
-        file_name = f"predictions/{file_stem(name)}--{task}.npz"
-        result.predictions.save(self.output / file_name)
+        """Take the result of one source on one task."""
         self.kinds[name] = kind
         self.results.setdefault(name, {})[task] = result
         about = {
@@ -111,7 +115,7 @@ class Collected:
             "source_kind": kind,
             "model_hash": model_hash,
             "library_versions": self.versions,
-            "predictions": file_name,
+            "predictions": _predictions_file(name, task),
             "layers": self._layers,
             "window_seconds": self.window_seconds,
         }
@@ -127,8 +131,16 @@ class Collected:
         """Note how long a source took."""
         self.timings.append({"source": name, "features_seconds": features_seconds, "probe_seconds": probe_seconds})
 
-    def content(self, search: str, split_sizes: Mapping[str, dict]) -> dict:
-        """The content of `results.json`."""
+    def write(self, search: str, split_sizes: Mapping[str, dict]) -> Path:
+        """Write `results.json` and the predictions; results of another run are set aside. Returns the file's path."""
+        content = self._content(search, split_sizes)
+        set_aside(self.output, self.records)
+        for name, by_task in self.results.items():
+            for task, result in by_task.items():
+                result.predictions.save(self.output / _predictions_file(name, task))
+        return write_json(self.output / "results.json", content)
+
+    def _content(self, search: str, split_sizes: Mapping[str, dict]) -> dict:
         return {
             "format_version": FORMAT_VERSION,
             "protocol": search,

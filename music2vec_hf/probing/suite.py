@@ -26,7 +26,7 @@ from .evaluation import (
 from .export import export_probe, plan_exports
 from .feature_cache import audio_digests
 from .records import Collected
-from .results import library_versions, write_json
+from .results import library_versions
 from .rows import FeatureRows, row_seconds, select_rows
 from .searches import get_search
 from .sources import RANDOM_INIT, FeatureSource, resolve_sources, source_features
@@ -106,6 +106,7 @@ def run_suite(
         tasks (`str` or `Sequence[str]`): task or group names.
         data (`str` or `Path`): folder of the tasks' data.
         output (`str` or `Path`): folder for results.json, `predictions/` and, unless `cache_dir` is given, `cache/`.
+            Results that are there and are not all measured again go to `earlier/1`, `earlier/2`, ...
         search (`str`): name of the protocol.
         seeds (`Sequence[int]`): probe seeds.
         layers (`str` or `Sequence[str]`, *optional*): layers of models to try (`"conv"`, `"0"`, ...); by default all;
@@ -164,7 +165,7 @@ def run_suite(
     for task, task_data in loaded.items():
         collected.keep(CHANCE, CHANCE, task, chance_result(task_data, search), None)
     sizes = {task: task_data.split_sizes for task, task_data in loaded.items()}
-    path = write_json(output / "results.json", collected.content(search, sizes))
+    path = collected.write(search, sizes)
     models = {source.name: source.model for source in resolved}
     for (name, task), folder in exports.items():
         result = collected.results[name][task]
