@@ -52,8 +52,9 @@ def set_aside(output: Path, records: Sequence[Mapping]) -> Path | None:
         old = None  # not ours, or damaged: kept as it is
     if old is not None and {_measured(record) for record in old} <= {_measured(record) for record in records}:
         return None
-    files = {"results.json", *(record["predictions"] for record in old or ())}
-    files = [name for name in files if (output / name).is_file()]
+    named = {str(record.get("predictions")) for record in old or ()}
+    predictions = sorted(name for name in named if Path(name).parent == Path("predictions"))  # no other file
+    files = ["results.json", *(name for name in predictions if (output / name).is_file())]
     copy = output / EARLIER / f".{os.getpid()}"
     for name in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
