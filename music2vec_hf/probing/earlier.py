@@ -34,24 +34,23 @@ _MEASURED = (
 """Fields of a record that say what was measured."""
 
 
-def set_aside(output: Path, records: Sequence[Mapping]) -> Path | None:
+def set_aside(output: Path, records: Sequence[Mapping]) -> None:
     """Move the results in `output` to `output/earlier/1` (or 2, ...), unless `records` measure all of them again.
+
+    The predictions that they name go with them, and a warning says where they are.
 
     Args:
         output (`Path`): folder of a run, with or without `results.json` and `predictions/`.
         records (`Sequence[Mapping]`): records that are to take the place of those in `results.json`.
-
-    Returns:
-        `Path`: folder where the results are now, with the predictions that they name; None if nothing was moved.
     """
     if not (output / "results.json").is_file():
-        return None
+        return
     try:
         old = read_results(output)["records"]
     except ValueError:
         old = None  # not ours, or damaged: kept as it is
     if old is not None and {_measured(record) for record in old} <= {_measured(record) for record in records}:
-        return None
+        return
     named = {str(record.get("predictions")) for record in old or ()}
     predictions = sorted(name for name in named if Path(name).parent == Path("predictions"))  # no other file
     files = ["results.json", *(name for name in predictions if (output / name).is_file())]
@@ -64,7 +63,6 @@ def set_aside(output: Path, records: Sequence[Mapping]) -> Path | None:
     for name in files:  # copied first: a kill in between loses nothing
         (output / name).unlink()
     logger.warning("%s held results of another run; they are in %s now.", output, folder)
-    return folder
 
 
 def _measured(record: Mapping) -> str:

@@ -5,19 +5,10 @@ import logging
 import numpy as np
 import pytest
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecModel
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.report import write_report
 from music2vec_hf.probing.results import load_predictions, read_results
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    from music2vec_hf.data.synthetic import synthesize_corpus
-
-    folder = tmp_path_factory.mktemp("earlier") / "corpus"
-    synthesize_corpus(folder, 40, seed=3, clip_seconds=2.0)
-    return folder
 
 
 @pytest.fixture
@@ -59,11 +50,10 @@ def test_results_of_another_task_protocol_or_seed_are_kept_whole(run, tmp_path, 
     assert "mfcc" in (tmp_path / "report" / "report.md").read_text()  # which the last run has no score of
 
 
-def test_scores_of_other_weights_of_the_same_name_are_kept(run, tiny_config, tmp_path):
-    for _ in range(2):
-        Music2VecModel(tiny_config).save_pretrained(tmp_path / "model")
-        Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
-        out = run([str(tmp_path / "model")], "key")
+def test_scores_of_other_weights_of_the_same_name_are_kept(run, tiny_config, model_folder):
+    run([model_folder], "key")
+    Music2VecModel(tiny_config).save_pretrained(model_folder)
+    out = run([model_folder], "key")
     now, earlier = (read_results(folder)["records"][0] for folder in (out, out / "earlier" / "1"))
     assert now["source"] == earlier["source"] and now["model_hash"] != earlier["model_hash"]
 

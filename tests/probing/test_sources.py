@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
 from music2vec_hf.probing import feature_cache, sources
 from music2vec_hf.probing.baselines import SPECTRAL_FRAMES, chroma_frames, mel_frames, mfcc_frames, time_statistics
 
@@ -29,13 +28,6 @@ def paths(tmp_path_factory):
     for number, path in enumerate(names):
         soundfile.write(path, noise(0.6 + 0.05 * number, number), 16_000, subtype="FLOAT")
     return names
-
-
-@pytest.fixture
-def model_folder(tiny_config, tmp_path):
-    Music2VecModel(tiny_config).save_pretrained(tmp_path / "model")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 @pytest.fixture

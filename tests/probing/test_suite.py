@@ -10,7 +10,6 @@ import pytest
 from toy_datasets import build_emomusic, build_giantsteps, gtzan_subset
 from toy_tasks import SEARCH, toy_task
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.datasets.emomusic import benchmark_split
 from music2vec_hf.probing.results import (
@@ -116,22 +115,6 @@ def test_every_task_has_terms_and_a_known_metric():
         assert task.license and task.citation and task.source and task.split_rule and task.loss
         assert set(task.value_metrics) <= set(task.metrics)
     assert resolve_tasks(["synthetic", "synthetic-key"]) == tuple(TASKS)[:4]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    from music2vec_hf.data.synthetic import synthesize_corpus
-
-    folder = tmp_path_factory.mktemp("probing") / "corpus"
-    synthesize_corpus(folder, 80, seed=3, clip_seconds=2.0)
-    return folder
-
-
-@pytest.fixture
-def model_folder(tiny_config, tmp_path):
-    Music2VecModel(tiny_config).save_pretrained(tmp_path / "model")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 def test_suite_goes_from_audio_files_to_results(corpus, tmp_path, model_folder):

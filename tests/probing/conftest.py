@@ -1,0 +1,22 @@
+"""A labelled toy corpus and a toy model for probing."""
+
+import pytest
+
+from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf.data.synthetic import synthesize_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """80 clips of 2 s in three splits."""
+    folder = tmp_path_factory.mktemp("probing") / "corpus"
+    synthesize_corpus(folder, 80, seed=3, clip_seconds=2.0)
+    return folder
+
+
+@pytest.fixture
+def model_folder(tiny_config, tmp_path):
+    """Folder of a toy model with random weights."""
+    Music2VecModel(tiny_config).save_pretrained(tmp_path / "model")
+    Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
