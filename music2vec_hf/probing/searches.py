@@ -124,16 +124,19 @@ class Search:
 def _quick_settings() -> tuple[ProbeSettings, ...]:
     # Settings, steps and patience that came near the best of larger lists on validation splits of the synthetic corpus
     # with MFCC, chroma and mel features. 128 hidden units reached what the 512 of JukeMIR and MARBLE did for a quarter
-    # of the time, which is spent on patience: a hidden layer may go on learning late.
+    # of the time, which is spent on patience: a hidden layer may go on learning late. One probe sees the
+    # features as they are: chosen on one half of the validation clips and scored on the other, it took mel features
+    # from 0.67 to 0.72 on key and left the other eleven pairs of source and task as they were, or a little better.
     linear = [
         ProbeSettings("linear", learning_rate=rate, dropout_input=dropout)
-        for rate, dropout in product((3e-3, 1e-2), (0.25, 0.5))
+        for rate, dropout in ((3e-3, 0.25), (3e-3, 0.5), (1e-2, 0.25))
     ]
+    as_they_are = ProbeSettings("linear", learning_rate=3e-4, dropout_input=0.25, batch_size=256, standardise=False)
     mlp = [
         ProbeSettings("mlp", learning_rate=rate, dropout=dropout, dropout_input=0.25, hidden_size=128)
         for rate, dropout in ((1e-3, 0.5), (3e-3, 0.25))
     ]
-    return (*linear, *mlp)
+    return (*linear, as_they_are, *mlp)
 
 
 def _jukemir_settings() -> tuple[ProbeSettings, ...]:

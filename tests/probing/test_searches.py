@@ -1,9 +1,12 @@
-"""The three searches hold the numbers of their protocols."""
+"""The three searches hold the numbers of their protocols, and `quick` finds what it is there for."""
 
 from itertools import product
 
+import numpy as np
 import pytest
 
+from music2vec_hf.probing.choosing import choose_probe
+from music2vec_hf.probing.probes import ProbeData
 from music2vec_hf.probing.searches import SEARCHES, ProbeSettings, Search, get_search, summed_layers
 from music2vec_hf.probing.tasks import TASKS
 
@@ -71,6 +74,23 @@ def test_quick_costs_at_most_a_twentieth_of_jukemir():
     fewest = len(jukemir.settings) * jukemir.eval_every * jukemir.patience
     assert 20 * len(quick.settings) * quick.max_steps <= fewest
     assert {settings.kind for settings in quick.settings} == {"linear", "mlp"}
+
+
+def test_quick_sees_features_as_they_are_where_their_size_tells():
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 4, 300)
+    features = 0.02 * random.standard_normal((300, 400))
+    features[:, :4] = 4 * np.eye(4)[targets] + 2 * random.standard_normal((300, 4))
+
+    def chosen(features):
+        train, validation = np.split(features.astype(np.float32), [100])
+        kind = "single_label_classification"
+        data = ProbeData({"mel": train}, targets[:100], {"mel": validation}, targets[100:], kind, 4, "accuracy")
+        return choose_probe(data, ["mel"], get_search("quick"))
+
+    large, levelled = chosen(features), chosen(features / features.std(axis=0))
+    assert not large.settings.standardise
+    assert large.score > levelled.score + 0.2  # the same features without their sizes: four in noise of 400
 
 
 def test_mistakes_get_a_sentence():
