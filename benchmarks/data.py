@@ -20,9 +20,11 @@ import soundfile
 import torch
 from datasets import Audio, disable_progress_bars
 
-from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
-from music2vec_hf.data.corpus import load_corpus, prepare_corpus
-from music2vec_hf.data.pcm import open_pcm, store_pcm
+from music2vec_hf.corpus.batch_plan import BatchPlan
+from music2vec_hf.corpus.batches import CropDataset, training_batches
+from music2vec_hf.corpus.loading import load_corpus
+from music2vec_hf.corpus.pcm import open_pcm, store_pcm
+from music2vec_hf.corpus.prepare import prepare_corpus
 
 CROP_SECONDS, CROP_SAMPLES, MICRO_BATCH_ROWS = 5, 80_000, 47
 TRACKS, TRACK_SECONDS, MP3_RATE = 8, 60, 44_100

@@ -22,11 +22,12 @@ from embed import measure
 from tqdm import tqdm
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel
-from music2vec_hf.data.audio import SAMPLING_RATE, read_audio
-from music2vec_hf.embeddings import embed_files
-from music2vec_hf.onnx_export import INT8_FILE, MODEL_FILE, OnnxExport, export_onnx, load_graph, open_session
-from music2vec_hf.probing.suite import probe
-from music2vec_hf.probing.tasks import load_task, resolve_tasks
+from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.features.embeddings import embed_files
+from music2vec_hf.hub.onnx_export import INT8_FILE, MODEL_FILE, OnnxExport, export_onnx, load_graph, open_session
+from music2vec_hf.probing.evaluation import probe
+from music2vec_hf.probing.tasks.loading import load_task, resolve_tasks
 
 CLIP_SECONDS = 30.0
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from music2vec_hf.data.corpus import prepare_corpus
-from music2vec_hf.data.synthetic import synthesize_corpus
+from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.pretraining.arguments import load_recipe
 from music2vec_hf.pretraining.loop import pretrain
+from music2vec_hf.synthetic.generator import synthesize_corpus
 
 SMALL = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "average_top_k_layers": 2}
 

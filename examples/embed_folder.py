@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from music2vec_hf import embed
-from music2vec_hf.data.audio import find_audio_files
+from music2vec_hf.audio.reading import find_audio_files
 
 
 def main(model: str, folder: str) -> None:

@@ -5,18 +5,18 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Music2VecConfig": "configuration_music2vec",
-    "Music2VecFeatureExtractor": "feature_extraction_music2vec",
-    "Music2VecAudioClassificationPipeline": "pipeline_music2vec",
-    "Music2VecForAudioFrameClassification": "heads_music2vec",
-    "Music2VecForPreTraining": "modeling_music2vec",
-    "Music2VecForSequenceClassification": "heads_music2vec",
-    "Music2VecModel": "encoder_music2vec",
-    "EMATeacher": "teacher_music2vec",
-    "sample_mask_group": "masking_music2vec",
-    "sample_mask_time_indices": "masking_music2vec",
-    "convert_fairseq_state_dict": "hub",
-    "embed": "embeddings",
+    "Music2VecConfig": "model.configuration_music2vec",
+    "Music2VecFeatureExtractor": "model.feature_extraction_music2vec",
+    "Music2VecAudioClassificationPipeline": "model.pipeline_music2vec",
+    "Music2VecForAudioFrameClassification": "model.heads_music2vec",
+    "Music2VecForPreTraining": "model.modeling_music2vec",
+    "Music2VecForSequenceClassification": "model.heads_music2vec",
+    "Music2VecModel": "model.encoder_music2vec",
+    "EMATeacher": "model.teacher_music2vec",
+    "sample_mask_group": "model.masking_music2vec",
+    "sample_mask_time_indices": "model.masking_music2vec",
+    "convert_fairseq_state_dict": "hub.conversion",
+    "embed": "features.embeddings",
     "load_recipe": "pretraining.arguments",
 }
 __all__ = sorted(_PUBLIC)
@@ -60,12 +60,15 @@ def _register() -> None:
     )
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .configuration_music2vec import Music2VecConfig
-    from .encoder_music2vec import Music2VecModel
-    from .feature_extraction_music2vec import Music2VecFeatureExtractor
-    from .heads_music2vec import Music2VecForAudioFrameClassification, Music2VecForSequenceClassification
-    from .modeling_music2vec import Music2VecForPreTraining
-    from .pipeline_music2vec import TASK, Music2VecAudioClassificationPipeline
+    from music2vec_hf.model.configuration_music2vec import Music2VecConfig
+    from music2vec_hf.model.encoder_music2vec import Music2VecModel
+    from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
+    from music2vec_hf.model.heads_music2vec import (
+        Music2VecForAudioFrameClassification,
+        Music2VecForSequenceClassification,
+    )
+    from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
+    from music2vec_hf.model.pipeline_music2vec import TASK, Music2VecAudioClassificationPipeline
 
     # exist_ok: a transformers that brings a model of this name itself must not break the import.
     AutoConfig.register(Music2VecConfig.model_type, Music2VecConfig, exist_ok=True)

@@ -208,8 +208,8 @@ def demo(args) -> None:
 
 
 def synth(args) -> None:
-    """See [`music2vec_hf.data.synthetic.synthesize_corpus`]."""
-    from music2vec_hf.data.synthetic import synthesize_corpus
+    """See [`music2vec_hf.synthetic.generator.synthesize_corpus`]."""
+    from music2vec_hf.synthetic.generator import synthesize_corpus
 
     summary = synthesize_corpus(args.out, args.clips, args.seed, args.clip_seconds, args.num_proc)
     splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
@@ -217,10 +217,10 @@ def synth(args) -> None:
 
 
 def prepare(args) -> None:
-    """See [`music2vec_hf.data.corpus.prepare_corpus`]."""
-    from music2vec_hf.data.corpus import prepare_corpus
-    from music2vec_hf.data.parts import parse_shard
-    from music2vec_hf.data.pushing import push_corpus
+    """See [`music2vec_hf.corpus.loading.prepare_corpus`]."""
+    from music2vec_hf.corpus.parts import parse_shard
+    from music2vec_hf.corpus.prepare import prepare_corpus
+    from music2vec_hf.corpus.pushing import push_corpus
 
     summary = prepare_corpus(
         args.source,
@@ -249,8 +249,8 @@ def prepare(args) -> None:
 
 
 def merge(args) -> None:
-    """See [`music2vec_hf.data.corpus.merge_corpus`]."""
-    from music2vec_hf.data.corpus import merge_corpus
+    """See [`music2vec_hf.corpus.loading.merge_corpus`]."""
+    from music2vec_hf.corpus.prepare import merge_corpus
 
     _print_corpus(args.out, merge_corpus(args.out))
 
@@ -263,12 +263,12 @@ def _print_corpus(out: str, summary: dict) -> None:
 
 
 def pcm(args) -> None:
-    """See [`music2vec_hf.data.pcm.store_pcm`]."""
+    """See [`music2vec_hf.corpus.pcm.store_pcm`]."""
     _store_pcm(args.corpus)
 
 
 def _store_pcm(corpus: str) -> None:
-    from music2vec_hf.data.pcm import store_pcm
+    from music2vec_hf.corpus.pcm import store_pcm
 
     index = store_pcm(corpus)
     stored, failed = index["splits"]["all"], len(index["failed"])
@@ -276,9 +276,9 @@ def _store_pcm(corpus: str) -> None:
 
 
 def inspect(args) -> None:
-    """See [`music2vec_hf.data.inspection.inspect_corpus`] and [`music2vec_hf.data.inspection_page.write_page`]."""
-    from music2vec_hf.data.inspection import format_summary, inspect_corpus
-    from music2vec_hf.data.inspection_page import write_page
+    """See [`music2vec_hf.corpus.inspection.inspect_corpus`] and [`music2vec_hf.corpus.inspection_page.write_page`]."""
+    from music2vec_hf.corpus.inspection import format_summary, inspect_corpus
+    from music2vec_hf.corpus.inspection_page import write_page
 
     inspection = inspect_corpus(args.corpus)
     print(format_summary(inspection))
@@ -327,8 +327,8 @@ def read_overrides(arguments: Sequence[str]) -> dict:
 
 def probe(args) -> None:
     """See [`music2vec_hf.probing.suite.run_suite`]."""
-    from music2vec_hf.embeddings import choose_device
-    from music2vec_hf.probing.report import format_table, notices
+    from music2vec_hf.features.embedding_model import choose_device
+    from music2vec_hf.probing.report_tables import format_table, notices
     from music2vec_hf.probing.results import read_results
     from music2vec_hf.probing.suite import run_suite
 
@@ -359,8 +359,8 @@ def report(args) -> None:
 
 
 def push(args) -> None:
-    """See [`music2vec_hf.push.make_publication`] and [`music2vec_hf.push.push_model`]."""
-    from music2vec_hf.push import make_publication, push_model
+    """See [`music2vec_hf.hub.push.make_publication`] and [`music2vec_hf.hub.push.push_model`]."""
+    from music2vec_hf.hub.push import make_publication, push_model
 
     publication = make_publication(args.folder, args.repo_id, args.license, args.results, args.revision)
     for name, size in publication.sizes.items():

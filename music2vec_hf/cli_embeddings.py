@@ -2,8 +2,8 @@
 
 import sys
 
-DEVICES = ("auto", "cpu", "cuda", "mps")  # music2vec_hf.embedding_model's
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # music2vec_hf.precision's, which imports torch
+DEVICES = ("auto", "cpu", "cuda", "mps")  # music2vec_hf.features.embedding_model's
+PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # music2vec_hf.common.precision's, which imports torch
 PRECISION_HELP = "of the model; auto: bf16 where the hardware multiplies it (default: %(default)s)"
 
 
@@ -39,8 +39,8 @@ def add_embed_verbs(verb) -> None:
 
 
 def embed(args) -> None:
-    """See [`music2vec_hf.embedding_table.write_embeddings`]."""
-    from music2vec_hf.embedding_table import write_embeddings
+    """See [`music2vec_hf.features.embedding_table.write_embeddings`]."""
+    from music2vec_hf.features.embedding_table import write_embeddings
 
     summary = write_embeddings(
         args.model,
@@ -64,8 +64,8 @@ def embed(args) -> None:
 
 
 def similar(args) -> None:
-    """See [`music2vec_hf.similarity.find_similar`]."""
-    from music2vec_hf.similarity import find_similar
+    """See [`music2vec_hf.features.similarity.find_similar`]."""
+    from music2vec_hf.features.similarity import find_similar
 
     found = find_similar(args.library, args.query, args.top, args.layer, args.model, args.device)
     for path, cosine in found:

@@ -22,26 +22,26 @@ def add_export_verbs(verb) -> None:
 
 
 def convert(args) -> None:
-    """See [`music2vec_hf.fairseq.convert_fairseq_checkpoint`]."""
-    from music2vec_hf.fairseq import convert_fairseq_checkpoint
+    """See [`music2vec_hf.hub.fairseq.convert_fairseq_checkpoint`]."""
+    from music2vec_hf.hub.fairseq import convert_fairseq_checkpoint
 
     print(convert_fairseq_checkpoint(args.checkpoint, args.out))
 
 
 def export(args) -> None:
-    """See [`music2vec_hf.hub.export_data2vec_audio`] and [`music2vec_hf.onnx_export.export_onnx`]."""
+    """See [`music2vec_hf.hub.conversion.export_data2vec_audio`] and [`music2vec_hf.hub.onnx_export.export_onnx`]."""
     if args.format == "onnx":
         _export_onnx(args)
         return
     if args.quantize or args.samples:
         raise ValueError("`--quantize` and `--samples` are of ONNX. Give `--format onnx`, or leave them out.")
-    from music2vec_hf.hub import export_data2vec_audio
+    from music2vec_hf.hub.conversion import export_data2vec_audio
 
     print(export_data2vec_audio(args.model, args.out))
 
 
 def _export_onnx(args) -> None:
-    from music2vec_hf.onnx_export import export_onnx
+    from music2vec_hf.hub.onnx_export import export_onnx
 
     made = export_onnx(args.model, args.out, args.quantize, args.samples)
     print(f"{made.folder}: {made.head or 'encoder, without a head'}; outputs {', '.join(made.outputs)}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from music2vec_hf.data.synthetic import synthesize_corpus
 from music2vec_hf.probing.suite import run_suite
+from music2vec_hf.synthetic.generator import synthesize_corpus
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from music2vec_hf.finetuning.arguments import FinetuneArguments
 from music2vec_hf.finetuning.clips import RandomCrops, collate
-from music2vec_hf.heads_music2vec import Music2VecForSequenceClassification
+from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
 
 _LORA_TARGETS = ["q_proj", "v_proj"]
 

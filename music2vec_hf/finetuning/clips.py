@@ -9,13 +9,13 @@ from datasets import Dataset as Corpus
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from music2vec_hf.configuration_music2vec import Music2VecConfig
-from music2vec_hf.data.audio import SAMPLING_RATE
-from music2vec_hf.data.corpus import load_corpus, read_crop
-from music2vec_hf.data.finding import find_corpus
-from music2vec_hf.data.folder_metadata import read_folder_metadata
-from music2vec_hf.data.measuring import clip_lengths
-from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.audio.finding import find_corpus
+from music2vec_hf.audio.folder_metadata import read_folder_metadata
+from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.corpus.loading import load_corpus, read_crop
+from music2vec_hf.corpus.measuring import clip_lengths
+from music2vec_hf.model.configuration_music2vec import Music2VecConfig
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 
 
 def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:

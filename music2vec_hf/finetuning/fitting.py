@@ -6,14 +6,14 @@ import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from music2vec_hf.data.hub_files import explain_hub_errors
-from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.finetuning import metrics
 from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer, standardise_features
 from music2vec_hf.finetuning.arguments import FinetuneArguments
 from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
 from music2vec_hf.finetuning.labels import Labels, class_weights, find_labels
-from music2vec_hf.heads_music2vec import Music2VecForSequenceClassification
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
 
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from music2vec_hf.configuration_music2vec import Music2VecConfig
+from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 
 _SAMPLING_RATE = 16_000
 

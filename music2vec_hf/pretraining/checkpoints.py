@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.model.teacher_music2vec import EMATeacher
 from music2vec_hf.pretraining.arguments import MACHINE_KEYS, Recipe
 from music2vec_hf.pretraining.schedules import ReferenceAdam
 from music2vec_hf.pretraining.sharding import whole
-from music2vec_hf.teacher_music2vec import EMATeacher
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = ".unfinished"

@@ -5,7 +5,7 @@ import math
 import torch
 from accelerate.utils import find_executable_batch_size
 
-from music2vec_hf.precision import autocast
+from music2vec_hf.common.precision import autocast
 
 _WITHOUT_TRYING = 237.5  # the reference's forward pass of 3.8 M samples
 

@@ -9,14 +9,16 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DDPCommunicationHookType
 
-from music2vec_hf.data.batches import BatchPlan, CropDataset, training_batches
-from music2vec_hf.data.corpus import check_corpus, load_corpus, stream_corpus
-from music2vec_hf.data.pcm import open_pcm
-from music2vec_hf.data.streaming import streaming_batches
-from music2vec_hf.embedding_model import compile_model, explain_compile_errors
-from music2vec_hf.feature_extraction_music2vec import Music2VecFeatureExtractor
-from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
-from music2vec_hf.precision import autocast, choose_precision
+from music2vec_hf.common.precision import autocast, choose_precision
+from music2vec_hf.corpus.batch_plan import BatchPlan
+from music2vec_hf.corpus.batches import CropDataset, training_batches
+from music2vec_hf.corpus.loading import check_corpus, load_corpus, stream_corpus
+from music2vec_hf.corpus.pcm import open_pcm
+from music2vec_hf.corpus.streaming import streaming_batches
+from music2vec_hf.features.embedding_model import compile_model, explain_compile_errors
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.model.teacher_music2vec import EMATeacher
 from music2vec_hf.pretraining.arguments import Recipe
 from music2vec_hf.pretraining.checkpoints import (
     TrainingState,
@@ -34,7 +36,6 @@ from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning
 from music2vec_hf.pretraining.sharding import shard_student, sharding_is_asked, touch_all, whole
 from music2vec_hf.pretraining.signals import StopRequest, TrainingInterrupted
 from music2vec_hf.pretraining.starting import new_learners
-from music2vec_hf.teacher_music2vec import EMATeacher
 
 _INIT_STREAM, _DROPOUT_STREAM = 3, 4
 _FIRST_LOSS_SCALE = 128.0  # the reference's, for fp16

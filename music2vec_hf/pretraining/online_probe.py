@@ -10,8 +10,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from music2vec_hf.data.corpus import load_corpus, read_clip
-from music2vec_hf.embeddings import embed_tracks, layer_names
+from music2vec_hf.corpus.loading import load_corpus, read_clip
+from music2vec_hf.features.embedding_model import layer_names
+from music2vec_hf.features.embeddings import embed_tracks
 
 _NEIGHBOURS, _MAX_CLIPS = 10, 1000
 

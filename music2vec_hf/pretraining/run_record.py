@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import metadata_load
 
 import music2vec_hf
-from music2vec_hf.data.clips import write_atomically
-from music2vec_hf.precision import choose_precision
+from music2vec_hf.common.precision import choose_precision
+from music2vec_hf.corpus.clips import write_atomically
 from music2vec_hf.pretraining.arguments import MACHINE_KEYS, Recipe, load_recipe, recipe_names
 
 FILE_NAME = "run.json"

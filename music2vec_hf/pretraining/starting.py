@@ -4,11 +4,11 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from music2vec_hf.configuration_music2vec import Music2VecConfig
-from music2vec_hf.data.hub_files import explain_hub_errors
-from music2vec_hf.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.model.configuration_music2vec import Music2VecConfig
+from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.model.teacher_music2vec import EMATeacher
 from music2vec_hf.pretraining.arguments import Recipe
-from music2vec_hf.teacher_music2vec import EMATeacher
 
 # The fields that decide which weights a model has, and what they mean.
 _SHAPE = (

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .rows import FeatureRows, cut
-from .tasks import TaskData
+from music2vec_hf.probing.rows import FeatureRows, cut
+from music2vec_hf.probing.tasks.declarations import TaskData
 
 SAMPLING_RATE = 16_000
 NUM_MFCC = 20
@@ -116,7 +116,7 @@ def spectral_rows(kind: str, paths: Sequence[str | Path], seconds: float | None 
     Returns:
         `FeatureRows`: one layer of the name `kind`, `6 * C` wide: mfcc 120, chroma 72, mel 768.
     """
-    from ..data.audio import read_audio
+    from music2vec_hf.audio.reading import read_audio
 
     num_samples = None if seconds is None else round(seconds * SAMPLING_RATE)
     tracks = []

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .metrics import key_score_table, scorable_tags
+from music2vec_hf.probing.metrics import key_score_table, scorable_tags
 
 NUM_RESAMPLES = 1000
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .probes import ProbeData, ProbeJob, TrainedProbe, layer_features
-from .results import library_versions
-from .searches import ProbeSettings, Search
-from .training import train_probes
+from music2vec_hf.probing.probes import ProbeData, ProbeJob, TrainedProbe, layer_features
+from music2vec_hf.probing.results import library_versions
+from music2vec_hf.probing.searches import ProbeSettings, Search
+from music2vec_hf.probing.training import train_probes
 
 TRAINED_TOGETHER = 64
 """Probes enough for a batched computation: `jukemir` searches layer by layer, `quick` many layers at once."""

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig
 
-from ..data.audio import read_audio
-from ..data.hub_files import explain_hub_errors
-from ..embedding_batches import ahead, batches_of_one_length, decoding_threads, device_of
-from ..embeddings import layer_frames, load_model, model_hash
-from ..precision import autocast, choose_precision
-from .rows import FeatureRows, cut
+from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.common.precision import autocast, choose_precision
+from music2vec_hf.features.embedding_batches import ahead, batches_of_one_length, decoding_threads, device_of
+from music2vec_hf.features.embedding_model import layer_frames, load_model, model_hash
+from music2vec_hf.probing.rows import FeatureRows, cut
 
 OWN_MODEL_TYPES = ("music2vec", "data2vec-audio")
 TRUST_FLAG = "--trust-remote-code"

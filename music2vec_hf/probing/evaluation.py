@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .baselines import chance_outputs
-from .bootstrap import NUM_RESAMPLES, draw_counts, interval, resampled_scores
-from .choosing import Choice, choose_probe
-from .ensembles import combine
-from .metrics import scorable_tags
-from .probes import ProbeData, ProbeJob, TrainedProbe
-from .results import Predictions
-from .rows import FeatureRows, SelectedRows
-from .searches import WEIGHTED, Search, get_search
-from .tasks import SPLITS, Split, Task, TaskData
-from .training import train_probes
+from music2vec_hf.probing.baselines import chance_outputs
+from music2vec_hf.probing.bootstrap import NUM_RESAMPLES, draw_counts, interval, resampled_scores
+from music2vec_hf.probing.choosing import Choice, choose_probe
+from music2vec_hf.probing.ensembles import combine
+from music2vec_hf.probing.metrics import scorable_tags
+from music2vec_hf.probing.probes import ProbeData, ProbeJob, TrainedProbe
+from music2vec_hf.probing.results import Predictions
+from music2vec_hf.probing.rows import FeatureRows, SelectedRows
+from music2vec_hf.probing.searches import WEIGHTED, Search, get_search
+from music2vec_hf.probing.tasks.declarations import SPLITS, Split, Task, TaskData
+from music2vec_hf.probing.training import train_probes
 
 CHANCE = "chance"
 PILOT = "pilot"

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from ..configuration_music2vec import Music2VecConfig
-from ..data.hub_files import explain_hub_errors
-from ..embeddings import CONV, load_model
-from ..modeling_music2vec import Music2VecForSequenceClassification
-from .declarations import Task
-from .encoders import OWN_MODEL_TYPES
-from .probes import TrainedProbe
-from .report_tables import describe_settings, metric_title
-from .rows import row_seconds
-from .searches import WEIGHTED
-from .sources import FeatureSource
+from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.features.embedding_model import CONV, load_model
+from music2vec_hf.model.configuration_music2vec import Music2VecConfig
+from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
+from music2vec_hf.probing.encoders import OWN_MODEL_TYPES
+from music2vec_hf.probing.probes import TrainedProbe
+from music2vec_hf.probing.report_tables import describe_settings, metric_title
+from music2vec_hf.probing.rows import row_seconds
+from music2vec_hf.probing.searches import WEIGHTED
+from music2vec_hf.probing.sources import FeatureSource
+from music2vec_hf.probing.tasks.declarations import Task
 
 # The head sums over all layers. The probe's sum leaves layer 0 out: this weight is 0 after the softmax, in fp16 too.
 EXCLUDED_LAYER = -1e4

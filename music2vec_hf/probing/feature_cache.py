@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .rows import FeatureRows
+from music2vec_hf.probing.rows import FeatureRows
 
 FILES_PER_PART = 128
 _LAYER = "layer_"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .searches import WEIGHTED, ProbeSettings, summed_layers
+from music2vec_hf.probing.searches import WEIGHTED, ProbeSettings, summed_layers
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ of their own and say why; filtered MagnaTagATune has columns of its own; synthet
 from collections.abc import Mapping
 from pathlib import Path
 
-from .datasets.magnatagatune import FILTERED
-from .datasets.shared import read_table
-from .results import averages
+from music2vec_hf.probing.results import averages
+from music2vec_hf.probing.tasks.magnatagatune import FILTERED
+from music2vec_hf.probing.tasks.shared import read_table
 
 FOLDER = Path(__file__).parent / "published_scores"
 PAPER_COLUMNS = {

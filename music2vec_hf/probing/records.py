@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .bootstrap import interval
-from .earlier import set_aside
-from .evaluation import Choice, ProbeResult
-from .results import (
+from music2vec_hf.probing.bootstrap import interval
+from music2vec_hf.probing.choosing import Choice
+from music2vec_hf.probing.earlier import set_aside
+from music2vec_hf.probing.evaluation import ProbeResult
+from music2vec_hf.probing.results import (
     FORMAT_VERSION,
     averages,
     difference_as_dict,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jinja2
 
-from .published import comparison
-from .report_figures import draw_all
-from .report_tables import (
+from music2vec_hf.probing.published import comparison
+from music2vec_hf.probing.report_figures import draw_all
+from music2vec_hf.probing.report_tables import (
     format_table,
     layer_guide,
     layer_guide_rows,
@@ -22,9 +22,9 @@ from .report_tables import (
     table_rows,
     verdicts,
 )
-from .results import read_results, write_json
+from music2vec_hf.probing.results import read_results, write_json
 
-__all__ = ["format_table", "notices", "read_metrics", "verdicts", "write_report"]
+__all__ = ["read_metrics", "write_report"]
 
 PUBLISHED_HEADING = "Beside published scores"
 GUIDE_HEADING = "Layer guide"

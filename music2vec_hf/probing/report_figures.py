@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import figures
-from .metrics import KEY_LABELS, macro_average_precision
-from .report_tables import metric_title, source_kinds, table_rows, task_title
-from .results import Predictions, file_stem
-from .tasks import TASKS
+from music2vec_hf.probing import figures
+from music2vec_hf.probing.metrics import KEY_LABELS, macro_average_precision
+from music2vec_hf.probing.report_tables import metric_title, source_kinds, table_rows, task_title
+from music2vec_hf.probing.results import Predictions, file_stem
+from music2vec_hf.probing.tasks.loading import TASKS
 
 # Neighbours lie a fifth apart; each minor key stands where its relative major does.
 FIFTHS = [7 * step % 12 for step in range(12)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from .tasks import TASKS
+from music2vec_hf.probing.tasks.loading import TASKS
 
 METRIC_TITLES = {
     "accuracy": "accuracy",

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .bootstrap import NUM_RESAMPLES, interval, resampled_scores, task_counts
-from .feature_cache import write_npz
-from .metrics import compute_metric
-from .tasks import TASKS
+from music2vec_hf.probing.bootstrap import NUM_RESAMPLES, interval, resampled_scores, task_counts
+from music2vec_hf.probing.feature_cache import write_npz
+from music2vec_hf.probing.metrics import compute_metric
+from music2vec_hf.probing.tasks.loading import TASKS
 
 FORMAT_VERSION = 1
 LIBRARIES = ("music2vec_hf", "torch", "transformers", "numpy", "scikit-learn", "mir_eval")

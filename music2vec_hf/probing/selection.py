@@ -7,8 +7,8 @@ device where it is trained. A test holds the two against each other.
 import numpy as np
 import torch
 
-from .ensembles import combine, ensembles_to_try
-from .metrics import key_score_table, scorable_tags
+from music2vec_hf.probing.ensembles import combine, ensembles_to_try
+from music2vec_hf.probing.metrics import key_score_table, scorable_tags
 
 
 def _mid_ranks(scores: torch.Tensor) -> torch.Tensor:

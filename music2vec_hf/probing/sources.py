@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .baselines import SPECTRAL_FRAMES, spectral_rows
-from .feature_cache import audio_digests, cached_rows
-from .rows import FeatureRows
+from music2vec_hf.probing.baselines import SPECTRAL_FRAMES, spectral_rows
+from music2vec_hf.probing.feature_cache import audio_digests, cached_rows
+from music2vec_hf.probing.rows import FeatureRows
 
 RANDOM_INIT = "random-init"
 SPECTRAL_SOURCES = tuple(SPECTRAL_FRAMES)
@@ -113,7 +113,13 @@ def source_features(
             return spectral_rows(source.kind, chosen, row_seconds)
 
     else:
-        from .encoders import encode_windows, encoder_identity, encoder_layers, load_encoder, prepared_tracks
+        from music2vec_hf.probing.encoders import (
+            encode_windows,
+            encoder_identity,
+            encoder_layers,
+            load_encoder,
+            prepared_tracks,
+        )
 
         encoder = load_encoder(source.model, source.kind == RANDOM_INIT, source.seed, trust_remote_code)
         if check_layers is not None:

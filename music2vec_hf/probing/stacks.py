@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .probes import ProbeData, ProbeJob, layer_features
-from .searches import WEIGHTED, Search
+from music2vec_hf.probing.probes import ProbeData, ProbeJob, layer_features
+from music2vec_hf.probing.searches import WEIGHTED, Search
 
 MAX_HIDDEN = 16_000_000
 """Hidden values at most of all probes of a stack at once when the validation split is scored."""

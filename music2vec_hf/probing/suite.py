@@ -10,39 +10,26 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from .checking import describe_check
-from .evaluation import (
+from music2vec_hf.probing.evaluation import (
     CHANCE,
     PILOT,
-    Choice,
-    ProbeResult,
     chance_result,
     check_seeds,
-    choose_probe,
     layers_to_try,
     probe,
-    score_predictions,
 )
-from .export import export_probe, plan_exports
-from .feature_cache import audio_digests
-from .records import Collected
-from .results import library_versions
-from .rows import FeatureRows, row_seconds, select_rows
-from .searches import get_search
-from .sources import RANDOM_INIT, FeatureSource, resolve_sources, source_features
-from .tasks import TaskData, load_task, resolve_tasks
+from music2vec_hf.probing.export import export_probe, plan_exports
+from music2vec_hf.probing.feature_cache import audio_digests
+from music2vec_hf.probing.records import Collected
+from music2vec_hf.probing.results import library_versions
+from music2vec_hf.probing.rows import FeatureRows, row_seconds, select_rows
+from music2vec_hf.probing.searches import get_search
+from music2vec_hf.probing.sources import RANDOM_INIT, FeatureSource, resolve_sources, source_features
+from music2vec_hf.probing.tasks.checking import describe_check
+from music2vec_hf.probing.tasks.declarations import TaskData
+from music2vec_hf.probing.tasks.loading import load_task, resolve_tasks
 
-__all__ = [
-    "CHANCE",
-    "PILOT",
-    "Choice",
-    "ProbeResult",
-    "chance_result",
-    "choose_probe",
-    "probe",
-    "run_suite",
-    "score_predictions",
-]
+__all__ = ["run_suite"]
 
 
 def _row_groups(loaded: Mapping[str, TaskData], search: str, window_seconds: float) -> dict[float | None, list[str]]:

@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from torch.optim.adam import adam
 
-from music2vec_hf.data.threads import torch_threads
-
-from .probes import ProbeData, ProbeJob, TrainedProbe, layer_features
-from .searches import Search
-from .selection import track_scores
-from .stacks import Draws, Features, Stack, Targets, new_progress
+from music2vec_hf.common.threads import torch_threads
+from music2vec_hf.probing.probes import ProbeData, ProbeJob, TrainedProbe, layer_features
+from music2vec_hf.probing.searches import Search
+from music2vec_hf.probing.selection import track_scores
+from music2vec_hf.probing.stacks import Draws, Features, Stack, Targets, new_progress
 
 MAX_PARAMETERS = {"cpu": 4_000_000, "cuda": 200_000_000}
 """Parameters stepped together at most; with gradient, two moments and the best state they take 20 bytes each. A CPU is

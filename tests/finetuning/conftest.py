@@ -3,8 +3,8 @@
 import pytest
 
 from music2vec_hf import Music2VecFeatureExtractor
-from music2vec_hf.data.synthetic import synthesize_corpus
 from music2vec_hf.finetuning.arguments import parse_arguments
+from music2vec_hf.synthetic.generator import synthesize_corpus
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from transformers import AutoModelForAudioClassification, TrainerCallback, pipel
 
 import music2vec_hf.finetuning.fitting as fitting
 from music2vec_hf import Music2VecForSequenceClassification
-from music2vec_hf.data.synthetic import load_synthetic_labels
 from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer
 from music2vec_hf.finetuning.fitting import finetune
+from music2vec_hf.synthetic.generator import load_synthetic_labels
 
 
 def weights(folder):

@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 from toy_audio import write_metadata
 
 from music2vec_hf import Music2VecFeatureExtractor
-from music2vec_hf.data.audio import read_audio
-from music2vec_hf.data.synthetic import load_synthetic_labels
+from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.finetuning.arguments import parse_arguments
 from music2vec_hf.finetuning.clips import RandomCrops, Windows, load_labelled_corpus
 from music2vec_hf.finetuning.labels import class_weights, find_labels
 from music2vec_hf.finetuning.metrics import clip_logits, score
+from music2vec_hf.synthetic.generator import load_synthetic_labels
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from toy_run import toy
 
-from music2vec_hf.data.corpus import prepare_corpus
+from music2vec_hf.corpus.prepare import prepare_corpus
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_plan import PLAN
 
-from music2vec_hf.data.batches import CropDataset, UpdateSampler, training_batches
-from music2vec_hf.data.corpus import load_corpus, read_clip, read_crop
+from music2vec_hf.corpus.batches import CropDataset, UpdateSampler, training_batches
+from music2vec_hf.corpus.loading import load_corpus, read_clip, read_crop
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_several_crops_of_a_clip_are_read_once(toy_corpus, monkeypatch):
     assert len({start for _, start in places}) > 30
     reads = []
     monkeypatch.setattr(
-        "music2vec_hf.data.batches.read_crop", lambda *part: reads.append(part[1:]) or read_crop(*part)
+        "music2vec_hf.corpus.batches.read_crop", lambda *part: reads.append(part[1:]) or read_crop(*part)
     )
     crops = dict(dataset.__getitems__(rows[:3]))
     starts = sorted(start for _, start in places[:3])

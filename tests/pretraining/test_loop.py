@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModel
 
 from music2vec_hf import EMATeacher
-from music2vec_hf.data.corpus import prepare_corpus
+from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
 from music2vec_hf.pretraining.checkpoints import check_checkpoint, checkpoints
 from music2vec_hf.pretraining.loop import count_micro_steps, pretrain

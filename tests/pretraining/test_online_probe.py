@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from music2vec_hf.data.corpus import prepare_corpus
+from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.pretraining.loop import pretrain
 
 

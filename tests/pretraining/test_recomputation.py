@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from toy_run import toy
 
-from music2vec_hf.precision import autocast
+from music2vec_hf.common.precision import autocast
 from music2vec_hf.pretraining.loop import prepare_training, pretrain
 
 

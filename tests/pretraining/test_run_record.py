@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from toy_run import toy
 
-from music2vec_hf.model_facts import read_run
+from music2vec_hf.hub.model_facts import read_run
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
 from music2vec_hf.pretraining.loop import pretrain
 from music2vec_hf.pretraining.run_record import nearest_recipe, write_run_record

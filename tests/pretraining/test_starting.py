@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Data2VecAudioModel
 
 from music2vec_hf import EMATeacher, Music2VecForPreTraining
-from music2vec_hf.hub import export_data2vec_audio
+from music2vec_hf.hub.conversion import export_data2vec_audio
 from music2vec_hf.pretraining.fitting import largest_pass
 from music2vec_hf.pretraining.loop import pretrain
 from music2vec_hf.pretraining.starting import new_learners

@@ -3,7 +3,7 @@
 import pytest
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
-from music2vec_hf.data.synthetic import synthesize_corpus
+from music2vec_hf.synthetic.generator import synthesize_corpus
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
-from music2vec_hf.embeddings import embed
+from music2vec_hf.features.embeddings import embed
 from music2vec_hf.probing import encoders
 from music2vec_hf.probing.encoders import encode_windows, encoder_identity, load_encoder, prepared_tracks
 

@@ -11,12 +11,8 @@ from music2vec_hf.probing import choosing, evaluation
 from music2vec_hf.probing.ensembles import combine
 from music2vec_hf.probing.metrics import compute_metric
 from music2vec_hf.probing.rows import FeatureRows, select_rows
-from music2vec_hf.probing.tasks import (
-    SPLITS,
-    TASKS,
-    Split,
-    TaskData,
-)
+from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
+from music2vec_hf.probing.tasks.loading import TASKS
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -17,14 +17,14 @@ from transformers import (
 )
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
-from music2vec_hf.data.synthetic import synthesize_corpus
 from music2vec_hf.probing.export import export_probe, plan_exports
 from music2vec_hf.probing.probes import ProbeJob, TrainedProbe
 from music2vec_hf.probing.results import load_predictions
 from music2vec_hf.probing.searches import ProbeSettings
 from music2vec_hf.probing.sources import resolve_sources, source_features
 from music2vec_hf.probing.suite import run_suite
-from music2vec_hf.probing.tasks import TASKS, load_task
+from music2vec_hf.probing.tasks.loading import TASKS, load_task
+from music2vec_hf.synthetic.generator import synthesize_corpus
 
 SECONDS = (0.7, 1.0, 2.6)
 TASK = TASKS["gtzan"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from music2vec_hf.probing.rows import FeatureRows, cut, row_seconds, select_rows
-from music2vec_hf.probing.tasks import SPLITS, TASKS, Split, TaskData
+from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
+from music2vec_hf.probing.tasks.loading import TASKS
 
 FRAMES_PER_SECOND = 50
 

@@ -8,7 +8,7 @@ import pytest
 from music2vec_hf.probing.choosing import choose_probe
 from music2vec_hf.probing.probes import ProbeData
 from music2vec_hf.probing.searches import SEARCHES, ProbeSettings, Search, get_search, summed_layers
-from music2vec_hf.probing.tasks import TASKS
+from music2vec_hf.probing.tasks.loading import TASKS
 
 MODEL_LAYERS = ["conv", *map(str, range(13))]
 

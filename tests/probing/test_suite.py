@@ -11,7 +11,6 @@ from toy_datasets import build_emomusic, build_giantsteps, gtzan_subset
 from toy_tasks import SEARCH, toy_task
 
 from music2vec_hf.probing import suite
-from music2vec_hf.probing.datasets.emomusic import benchmark_split
 from music2vec_hf.probing.results import (
     Predictions,
     averages,
@@ -20,13 +19,9 @@ from music2vec_hf.probing.results import (
     read_results,
 )
 from music2vec_hf.probing.searches import SEARCHES
-from music2vec_hf.probing.tasks import (
-    TASK_GROUPS,
-    TASKS,
-    check_files,
-    load_task,
-    resolve_tasks,
-)
+from music2vec_hf.probing.tasks.checking import check_files
+from music2vec_hf.probing.tasks.emomusic import benchmark_split
+from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, resolve_tasks
 
 
 def test_both_averages_have_their_definition():

@@ -9,12 +9,13 @@ import pytest
 import torchaudio.datasets.gtzan as published
 from toy_datasets import MTT_CLIPS, build_gtzan, build_magnatagatune, gtzan_subset, link, write_tone
 
-from music2vec_hf.probing import tasks
-from music2vec_hf.probing.datasets.gtzan import GENRES, split_stems
-from music2vec_hf.probing.datasets.shared import list_path, read_table
 from music2vec_hf.probing.results import read_results
 from music2vec_hf.probing.suite import run_suite
-from music2vec_hf.probing.tasks import TASKS, describe_check, load_task, resolve_tasks
+from music2vec_hf.probing.tasks import loading as tasks
+from music2vec_hf.probing.tasks.checking import describe_check
+from music2vec_hf.probing.tasks.gtzan import GENRES, split_stems
+from music2vec_hf.probing.tasks.loading import TASKS, load_task, resolve_tasks
+from music2vec_hf.probing.tasks.shared import list_path, read_table
 
 GTZAN_SUMS = {"train": "2b04966c", "validation": "f8fbee7c", "test": "09cafa6a"}
 MTT_COUNTS = {"magnatagatune": (4, 2, 3), "magnatagatune-filtered": (3, 1, 2)}

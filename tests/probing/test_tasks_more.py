@@ -10,12 +10,13 @@ from sklearn.model_selection import GroupShuffleSplit
 from toy_audio import write_metadata
 from toy_datasets import write_tone
 
-from music2vec_hf.probing import tasks
-from music2vec_hf.probing.datasets import vocalset
-from music2vec_hf.probing.datasets.custom import NO_BENCHMARK
 from music2vec_hf.probing.results import read_results
 from music2vec_hf.probing.suite import run_suite
-from music2vec_hf.probing.tasks import SPLITS, TASKS, load_task
+from music2vec_hf.probing.tasks import loading as tasks
+from music2vec_hf.probing.tasks import vocalset
+from music2vec_hf.probing.tasks.custom import NO_BENCHMARK
+from music2vec_hf.probing.tasks.declarations import SPLITS
+from music2vec_hf.probing.tasks.loading import TASKS, load_task
 
 JAMENDO = {
     "train": (("41", 241, "genre---rock"), ("75", 775, "genre---easylistening\tgenre---electronic\tgenre---lounge")),

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from toy_datasets import build_emomusic, build_giantsteps, giantsteps_artists, link, write_tone
 
-from music2vec_hf.probing.datasets import emomusic, giantsteps
-from music2vec_hf.probing.datasets.shared import list_path, read_table
 from music2vec_hf.probing.metrics import KEY_LABELS
-from music2vec_hf.probing.tasks import SPLITS, load_task
+from music2vec_hf.probing.tasks import emomusic, giantsteps
+from music2vec_hf.probing.tasks.declarations import SPLITS
+from music2vec_hf.probing.tasks.loading import load_task
+from music2vec_hf.probing.tasks.shared import list_path, read_table
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from music2vec_hf.probing.datasets.emomusic import BENCHMARK_STATISTICS, artist_split
-from music2vec_hf.probing.datasets.gtzan import GENRES, split_stems
-from music2vec_hf.probing.datasets.shared import list_path, read_table
-from music2vec_hf.probing.declarations import SPLITS
+from music2vec_hf.probing.tasks.declarations import SPLITS
+from music2vec_hf.probing.tasks.emomusic import BENCHMARK_STATISTICS, artist_split
+from music2vec_hf.probing.tasks.gtzan import GENRES, split_stems
+from music2vec_hf.probing.tasks.shared import list_path, read_table
 
 SHARPS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from music2vec_hf.probing.searches import ProbeSettings, Search
-from music2vec_hf.probing.tasks import TASKS, Split, TaskData
+from music2vec_hf.probing.tasks.declarations import Split, TaskData
+from music2vec_hf.probing.tasks.loading import TASKS
 
 SIZES = {"train": 160, "validation": 100, "test": 200}
 

@@ -1,0 +1,1 @@
+"""What every wing uses: precision, threads, the Hub's errors."""

@@ -1,0 +1,93 @@
+"""Files and folders that are either whole or not there, new folders, and locks between processes."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def written_aside(target: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `target`, for a file or a folder, that becomes `target` when the block ends without an error.
+
+    After an error it is removed, and `target` is as it was. A folder can replace an absent or empty folder only.
+
+    Args:
+        target (`str` or `Path`): of the finished file or folder; the folders above it are made.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        yield aside
+        os.replace(aside, target)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+
+
+def write_text(target: str | os.PathLike, text: str) -> Path:
+    """Write a text file in UTF-8, whole or not at all. Returns its path."""
+    with written_aside(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return Path(target)
+
+
+def write_json(target: str | os.PathLike, content: object, indent: int | None = 2) -> Path:
+    """Write a JSON file, whole or not at all. Returns its path."""
+    return write_text(target, json.dumps(content, indent=indent) + "\n")
+
+
+def write_npz(target: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write arrays to an npz file, whole or not at all. Returns its path."""
+    with written_aside(target) as aside, open(aside, "wb") as file:
+        np.savez(file, **arrays)
+    return Path(target)
+
+
+def check_new_folder(out: str | os.PathLike, what: str = "the result") -> Path:
+    """The path of a folder that is absent or empty.
+
+    Args:
+        out (`str` or `Path`): the folder.
+        what (`str`): what it is for, in the error: "the exported model".
+
+    Raises:
+        ValueError: if it is a file, or holds something.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"'{out}' exists and is not empty. Name a new folder for {what}.")
+    return out
+
+
+@contextmanager
+def hold_lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock between processes during the block; the operating system frees it when a process dies.
+
+    Args:
+        path (`str` or `Path`): of the lock's file.
+        busy (`str`): the sentence that says who else holds it and what to do.
+        wait (`bool`): wait until it is free.
+
+    Raises:
+        ValueError: with `busy`, if another process holds it and `wait` is false.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+__all__ = ["check_new_folder", "hold_lock", "write_json", "write_npz", "write_text", "written_aside"]

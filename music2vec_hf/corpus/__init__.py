@@ -1,0 +1,1 @@
+"""Prepared corpora: making, loading, batches, streams, inspection."""

@@ -1,1 +1,0 @@
-"""Audio in, training batches out: decoding, corpora, crops, and the embedded synthetic corpus."""

@@ -1,0 +1,1 @@
+"""From and to other formats and the Hub: cards, push, plain export, fairseq, ONNX."""

@@ -1,0 +1,135 @@
+"""A model folder to the Hub: weights, extractor, generated card, and the code that loads them without this library."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+from music2vec_hf.common.hub import explain_push_errors
+from music2vec_hf.hub.model_card import write_model_card
+from music2vec_hf.hub.model_facts import RESULTS, read_model_config, read_scores, weight_files
+from music2vec_hf.hub.remote_code import CONFIG, EXTRACTOR, with_remote_code
+
+CARD = "README.md"
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+# Left in a repository from an earlier push they would be loaded instead of, or beside, the new ones.
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a push uploads.
+
+    Attributes:
+        files (`dict[str, Path | bytes]`): name in the repository to a file of the folder, or to what was made of it.
+        left_out (`list[str]`): what else lies in the folder and stays there.
+    """
+
+    files: dict[str, Path | bytes]
+    left_out: list[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        return {
+            name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in self.files.items()
+        }
+
+    def write(self, out: str | Path) -> Path:
+        """Write the files to a new folder, which then loads as the repository would.
+
+        Raises:
+            ValueError: if `out` exists and is not empty.
+        """
+        out = Path(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} exists and is not empty. Name a new folder.")
+        out.mkdir(parents=True, exist_ok=True)
+        for name, file in self.files.items():
+            (out / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+        return out
+
+
+def make_publication(
+    folder: str | Path,
+    repo_id: str,
+    licence: str | None,
+    results: list[str | Path] | None = None,
+    revision: str | None = None,
+) -> Publication:
+    """Collect what a push uploads: configuration, weights, extractor, code, scores and card; never training state.
+
+    Args:
+        folder (`str` or `Path`): a finished run, one of its checkpoints, or any Music2Vec or data2vec-audio model.
+        repo_id (`str`): `user/name`, for the card.
+        licence (`str`, *optional*): identifier of the Hub for the weights' licence.
+        results (`list`, *optional*): results.json files; see [`read_scores`].
+        revision (`str`, *optional*): branch, for the card.
+
+    Raises:
+        ValueError: if there is no whole model in safetensors with its extractor, or no licence.
+    """
+    folder = Path(folder)
+    config = read_model_config(folder)
+    if not (folder / EXTRACTOR).is_file():
+        raise ValueError(
+            f"{folder} has no {EXTRACTOR}; write one with "
+            f"`Music2VecFeatureExtractor().save_pretrained({str(folder)!r})`."
+        )
+    if licence is None or not _LICENCE.fullmatch(licence):
+        given = "is not given" if licence is None else f"is {licence!r}"
+        raise ValueError(
+            f"The licence of the weights {given}. Add --license with one of the Hub's identifiers, for example "
+            "apache-2.0, mit, cc-by-4.0 or cc-by-nc-4.0, as far as the rights in the training audio allow."
+        )
+    files: dict[str, Path | bytes] = {path.name: path for path in [folder / CONFIG, folder / EXTRACTOR]}
+    files |= {path.name: path for path in weight_files(folder)}
+    if config["model_type"] == "music2vec":
+        files |= with_remote_code(folder)
+    scores = read_scores(folder, results)
+    if scores["records"]:
+        files[RESULTS] = (json.dumps(_as_results(scores), indent=1) + "\n").encode()
+    files[CARD] = write_model_card(folder, repo_id, licence, scores, revision).encode()
+    return Publication(files, sorted(path.name for path in folder.iterdir() if path.name not in files))
+
+
+def _as_results(scores: dict) -> dict:
+    """Scores in the format of results.json, as `music2vec report` reads it."""
+    parts = ("records", "averages", "comparisons")
+    rows = {part: [{k: v for k, v in row.items() if k != "of_model"} for row in scores[part]] for part in parts}
+    return {"format_version": scores["format_version"]} | rows
+
+
+def push_model(publication: Publication, repo_id: str, private: bool = False, revision: str | None = None) -> str:
+    """Upload in one commit, which is there as a whole or not at all. Weights of an earlier push are removed by it.
+
+    Args:
+        publication ([`Publication`]): from [`make_publication`].
+        repo_id (`str`): `user/name`; made if it is not there.
+        private (`bool`): whether a new repository is seen by its owner alone.
+        revision (`str`, *optional*): branch; made if it is not there.
+
+    Returns:
+        `str`: the address of the repository.
+
+    Raises:
+        ValueError: if the Hub refuses, the upload breaks off, or `private` is asked for and the repository is public.
+    """
+    api = HfApi()
+    with explain_push_errors("The model", repo_id):
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError(f"{repo_id} exists and is public, so nothing was uploaded. Name another one.")
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        stale = [name for name in there if _WEIGHTS.fullmatch(name) and name not in publication.files]
+        operations = [CommitOperationDelete(name) for name in stale]
+        operations += [CommitOperationAdd(name, file) for name, file in publication.files.items()]
+        api.create_commit(repo_id, operations, commit_message="Pushed with music2vec push", revision=revision)
+    return str(url)
+
+
+__all__ = ["Publication", "make_publication", "push_model"]

@@ -1,0 +1,1 @@
+"""What travels to the Hub: configuration, front end, encoder, masking, teacher, heads, feature extractor, pipeline."""

@@ -1,0 +1,163 @@
+"""Music2Vec's models: the student that is pretrained, and by name the encoder and the heads, which have own files."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_music2vec import Music2VecConfig
+from .encoder_music2vec import Music2VecModel, Music2VecPreTrainedModel, uniform_by_fan_in
+
+
+@dataclass
+class Music2VecForPreTrainingOutput(ModelOutput):
+    """What [`Music2VecForPreTraining`] returns. `M` is the number of masked frames, row-major over `[B, T]`.
+
+    Args:
+        loss (`torch.Tensor`, scalar float32): sum over masked frames and channels, scaled, over `M`.
+        predictions (`torch.Tensor` of shape `(M, C)`): the student's.
+        targets (`torch.Tensor` of shape `(M, C)`): the teacher's, without gradient.
+        target_std, prediction_std (`torch.Tensor`, scalars): collapse monitors: mean over channels of
+            `sqrt(unbiased variance over masked frames + 1e-6)`.
+        last_hidden_state (`torch.Tensor` of shape `(B, T, C)`): the student's output.
+        projected_features (`torch.Tensor` of shape `(B, T, C)`): what the teacher reads: unmasked, without gradient.
+        hidden_states, attentions (`tuple` of `torch.Tensor`): the student's, on request, as transformers has them.
+    """
+
+    loss: torch.Tensor | None = None
+    predictions: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    target_std: torch.Tensor | None = None
+    prediction_std: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    projected_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class Music2VecForPreTraining(Music2VecPreTrainedModel):
+    """The student with its prediction head. The teacher is not part of it: it is handed to `forward`.
+
+    Source: fairseq `examples/data2vec/models/data2vec_audio.py` at 3d262bb2; Music2Vec section 2.
+    """
+
+    def __init__(self, config: Music2VecConfig):
+        super().__init__(config)
+        self.data2vec_audio = Music2VecModel(config)
+        self.final_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if module is self:
+            uniform_by_fan_in(self.final_proj)  # the reference's
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        teacher=None,
+        **kwargs,
+    ) -> Music2VecForPreTrainingOutput:
+        """Predict the teacher's targets at the masked frames.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, N)`): normalised waveform at 16 kHz.
+            attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 at samples that are not padding.
+            mask_time_indices (`torch.BoolTensor` of shape `(B, T)` or `(B, V, T)`, *optional*): frames hidden from the
+                student. With `V` masks a crop the student sees `V` views of it, which share the front end's and the
+                teacher's pass (data2vec 2.0's multi-mask training); `B` is then `B * V` in all that is the student's.
+            teacher ([`EMATeacher`], *optional*): without it there are no targets and no loss.
+
+        Returns:
+            [`Music2VecForPreTrainingOutput`]
+
+        Raises:
+            ValueError: for a teacher without a mask, a mask without a masked frame, or a mask of the wrong shape.
+        """
+        encoder = self.data2vec_audio
+        features = encoder.feature_extractor(input_values).transpose(1, 2)  # [B, T, C_conv]
+        features = _scale_gradient(features, self.config.feature_grad_mult)
+        frame_mask = None
+        if attention_mask is not None:
+            frame_mask = self._get_feature_vector_attention_mask(features.shape[1], attention_mask)
+        projection = encoder.feature_projection
+        projected = projection.projection(projection.layer_norm(features))  # [B, T, C]: the teacher's input
+
+        views, student, student_frame_mask = 1, projected, frame_mask
+        if mask_time_indices is not None and mask_time_indices.ndim == 3:
+            views = mask_time_indices.shape[1]
+            mask_time_indices = mask_time_indices.flatten(0, 1)
+            student = projected.repeat_interleave(views, 0)
+            student_frame_mask = None if frame_mask is None else frame_mask.repeat_interleave(views, 0)
+        student = encoder._mask_hidden_states(projection.dropout(student), mask_time_indices)
+        if frame_mask is not None:
+            student = student.masked_fill(~student_frame_mask[..., None], 0.0)  # the encoder does so in place
+        hidden_states = encoder.encoder(student, attention_mask=student_frame_mask).last_hidden_state
+        output = Music2VecForPreTrainingOutput(last_hidden_state=hidden_states, projected_features=projected.detach())
+        if mask_time_indices is None:
+            if teacher is not None:
+                raise ValueError("There is a `teacher` but no `mask_time_indices`. Sample a mask for this batch.")
+            return output
+
+        masked = mask_time_indices.bool()
+        output.predictions = self.final_proj(hidden_states[masked]).float()
+        if teacher is not None:
+            rows, frames = masked.nonzero(as_tuple=True)
+            output.targets = teacher.targets(projected, frame_mask)[rows // views, frames]
+            output.loss = data2vec_loss(
+                output.predictions, output.targets, self.config.loss_beta, self.config.loss_scale
+            )
+            output.target_std = channel_std(output.targets)
+            output.prediction_std = channel_std(output.predictions.detach())
+        return output
+
+
+def data2vec_loss(
+    predictions: torch.Tensor, targets: torch.Tensor, loss_beta: float = 0.0, loss_scale: float | None = None
+) -> torch.Tensor:
+    """Regression loss per masked frame, in float32.
+
+    Args:
+        predictions, targets (`torch.Tensor` of shape `(M, C)`).
+        loss_beta (`float`): 0 for the squared error, else smooth L1 with that beta.
+        loss_scale (`float`, *optional*): `None` means `1 / sqrt(C)`.
+
+    Returns:
+        `torch.Tensor`: scalar, summed over channels and frames, times the scale, over `M`.
+
+    Raises:
+        ValueError: if there is no masked frame.
+
+    Source: fairseq `examples/data2vec/models/data2vec_audio.py`, `criterions/model_criterion.py`.
+    """
+    num_masked, channels = predictions.shape
+    if num_masked == 0:
+        raise ValueError("`mask_time_indices` masks no frame, so there is nothing to predict. Mask at least one.")
+    predictions, targets = predictions.float(), targets.float()
+    if loss_beta == 0:
+        total = F.mse_loss(predictions, targets, reduction="sum")
+    else:
+        total = F.smooth_l1_loss(predictions, targets, reduction="sum", beta=loss_beta)
+    return total * (1.0 / math.sqrt(channels) if loss_scale is None else loss_scale) / num_masked
+
+
+def channel_std(values: torch.Tensor) -> torch.Tensor:
+    """Mean over channels of `sqrt(unbiased variance + 1e-6)` of `values [M, C]`: near 0 when they are all alike."""
+    return torch.sqrt(values.float().var(dim=0) + 1e-6).mean()
+
+
+def _scale_gradient(features: torch.Tensor, factor: float) -> torch.Tensor:
+    if factor == 1:
+        return features
+    return features.detach() if factor == 0 else features * factor + features.detach() * (1 - factor)
+
+
+__all__ = ["Music2VecForPreTraining", "Music2VecForPreTrainingOutput"]

@@ -1,0 +1,290 @@
+"""Whatever takes a model or a corpus takes a Hub id: over HTTP, from a Hub on loopback, in processes of their own."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hub_server import TOKEN, HubServer
+from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
+
+from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining
+from music2vec_hf.corpus.prepare import prepare_corpus
+
+TOY = "--hidden_size 16 --num_hidden_layers 3 --num_attention_heads 2 --intermediate_size 32"
+TOY += " --num_conv_pos_embedding_groups 4 --average_top_k_layers 2 --crop_seconds 1.0 --batch_seconds 4.0"
+TOY += " --mask_group_seconds 4.0 --max_steps 2 --log_every 1 --num_workers 0 --precision fp32 --conv_dim" + 7 * " 8"
+
+# Everything that reads a model, by id and from the folder that the id names; run online, then offline.
+MODELS = """
+import sys
+import numpy as np, pyarrow.parquet as pq, torch
+from transformers import AutoFeatureExtractor, AutoModel
+import music2vec_hf
+from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel, embed
+from music2vec_hf.cli import main
+from music2vec_hf.probing.sources import resolve_sources, source_features
+root, track, out = sys.argv[1:]
+
+def weights(model):
+    return {f"{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
+
+def same(one, two):
+    assert one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+local = f"{root}/models/someone/model"
+for branch in ("main", "smaller"):
+    by_id = Music2VecModel.from_pretrained("someone/model", revision=branch)
+    same(weights(by_id), weights(Music2VecModel.from_pretrained(f"{local}/{branch}")))
+same(weights(Music2VecForPreTraining.from_pretrained("someone/model")),
+     weights(Music2VecForPreTraining.from_pretrained(f"{local}/main")))
+auto = AutoModel.from_pretrained("someone/model")
+assert type(auto) is Music2VecModel
+extractor = Music2VecFeatureExtractor.from_pretrained("someone/model")
+assert type(AutoFeatureExtractor.from_pretrained("someone/model")) is Music2VecFeatureExtractor
+assert extractor.to_dict() == Music2VecFeatureExtractor.from_pretrained(f"{local}/main").to_dict()
+
+published = Music2VecModel.from_pretrained("someone/music2vec-v1")
+plain = torch.load(f"{root}/models/someone/music2vec-v1/main/pytorch_model.bin", weights_only=True)
+same(weights(published), {name: tensor.numpy() for name, tensor in plain.items()})
+
+assert main(["embed", "someone/model", track, "--output", f"{out}.parquet"]) == 0
+table = pq.read_table(f"{out}.parquet").to_pylist()[0]
+expected = embed(f"{local}/main", track)
+for layer, values in enumerate(expected):
+    assert np.array_equal(np.float32(table[f"layer_{layer}"]), values)
+assert main(["export", "someone/model", f"{out}-plain"]) == 0
+for source in resolve_sources(["someone/model", "random-init"], 1):
+    rows, _ = source_features(source, [track], progress=False)
+    assert np.allclose(rows.features["2"][0], expected[2], atol=1e-5) == (source.kind == "model")
+np.savez(out, **weights(auto), embedding=expected, published=embed("someone/music2vec-v1", track))
+"""
+
+# Every kind of corpus, by id and from the folder that the id names: the same batches, and the same losses.
+CORPORA = """
+import itertools, json, sys
+import numpy as np
+from toy_plan import PLAN
+from music2vec_hf.cli import main
+from music2vec_hf.data.batches import CropDataset, training_batches
+from music2vec_hf.data.corpus import load_corpus, stream_corpus
+from music2vec_hf.data.streaming import streaming_batches
+root, out, toy, offline = sys.argv[1], sys.argv[2], sys.argv[3].split(), sys.argv[4] == "offline"
+numbers = itertools.count()
+
+def batches(name, split):
+    loaders = (training_batches(CropDataset(load_corpus(name, split), PLAN), 0, 2),
+               streaming_batches(stream_corpus(name, split), PLAN, 0, 2, buffer_size=4))
+    return [np.concatenate([batch["input_values"].numpy() for batch in loader]) for loader in loaders]
+
+def losses(name, *switch):
+    run = f"{out}-run{next(numbers)}"
+    assert main(["pretrain", "--recipe", "tiny", "--corpus", name, "--output", run, *toy, *switch]) == 0
+    return [json.loads(line)["loss"] for line in open(f"{run}/metrics.jsonl")]
+
+saved = {}
+for kind in ("corpus", "tones", "archives"):
+    by_id = batches(f"someone/{kind}", None)  # on the Hub, "train" needs no name
+    for ours, theirs in zip(by_id, batches(f"{root}/datasets/someone/{kind}/main", "train"), strict=True):
+        assert ours.shape == (10, 16000) and np.array_equal(ours, theirs), kind
+    saved[kind] = by_id[0]
+for switch in ((), ("--streaming", "true")):
+    found = losses("someone/corpus", *switch)
+    assert len(found) == 2 and found == losses(f"{root}/datasets/someone/corpus/main", *switch)
+started = [losses("someone/corpus", "--init_from", model)
+           for model in ("someone/model", f"{root}/models/someone/model/main")]
+assert started[0] == started[1] and started[0][0] not in found
+try:
+    assert len(list(stream_corpus("someone/tones", "test"))) == 3 and not offline
+except ValueError as error:
+    assert offline and "someone/tones is neither a folder here nor a data set that the Hub gives" in str(error)
+np.savez(out, **saved)
+"""
+
+PUSH = """
+import os, sys
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
+model = Music2VecForPreTraining.from_pretrained(sys.argv[1])
+model.push_to_hub("someone/pushed")
+Music2VecFeatureExtractor(norm_eps=1e-3).push_to_hub("someone/pushed")
+model.push_to_hub("someone/secret", private=True, max_shard_size="20KB")
+model.push_to_hub("someone/pushed", revision="next")
+for name in ("someone/pushed", "someone/secret"):
+    again = Music2VecForPreTraining.from_pretrained(name).state_dict()
+    assert again.keys() == model.state_dict().keys()
+    assert all(again[key].equal(tensor) for key, tensor in model.state_dict().items())
+assert Music2VecFeatureExtractor.from_pretrained("someone/pushed").norm_eps == 1e-3
+Music2VecModel.from_pretrained("someone/pushed", revision="next")
+del os.environ["HF_TOKEN"]
+try:
+    model.push_to_hub("someone/pushed")
+except HfHubHTTPError as error:
+    assert error.response.status_code == 401
+else:
+    raise AssertionError("the Hub took a push without a token")
+"""
+
+# One line for each call that must fail: its exit code, then what it said.
+MISTAKES = """
+import contextlib, io, json, os, sys
+from music2vec_hf.cli import main
+track, out = sys.argv[1:]
+calls = {
+    "embed": ["{}", track, "--output", f"{out}/e.parquet"],
+    "export": ["{}", f"{out}/plain"],
+    "pretrain": ["--recipe", "tiny", "--corpus", "{}", "--output", f"{out}/run"],
+}
+def attempt(verb, name):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main([verb, *(word.format(name) for word in calls[verb])])
+    print(json.dumps([verb, name, os.environ.get("HF_TOKEN"), code, said.getvalue()]))
+for token in (None, "hf_loopback", "hf_expired"):
+    if token:
+        os.environ["HF_TOKEN"] = token
+    for verb in calls:
+        attempt(verb, "someone/absent")
+        if token != "hf_loopback":
+            attempt(verb, "someone/private-corpus" if verb == "pretrain" else "someone/private")
+"""
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """Eight noisy tones of 2.5 s to train on, three to test."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    for index in range(11):
+        time = np.arange(40_000) / 16_000
+        samples = 0.3 * np.sin(2 * np.pi * (200 + 50 * index) * time) + 0.05 * rng.standard_normal(40_000)
+        path = folder / ("train" if index < 8 else "test") / f"tone #{index}.flac"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, samples, 16_000)
+    return folder
+
+
+@pytest.fixture
+def hub(audio, tiny_config, tiny_student, tmp_path):
+    """A Hub with a model in two branches, one laid out as the published one, three kinds of corpus, two secrets."""
+    models, datasets = tmp_path / "hub" / "models" / "someone", tmp_path / "hub" / "datasets" / "someone"
+    tiny_student.save_pretrained(models / "model" / "main")
+    smaller = type(tiny_config)(**{**tiny_config.to_dict(), "intermediate_size": 16})
+    Music2VecForPreTraining(smaller).save_pretrained(models / "model" / "smaller")
+    for branch in ("main", "smaller"):
+        Music2VecFeatureExtractor().save_pretrained(models / "model" / branch)
+    shutil.copytree(models / "model", models / "private")
+    make_published(models / "music2vec-v1" / "main")
+    prepare_corpus(audio / "train", datasets / "corpus" / "main", num_proc=1, progress=False)
+    shutil.copytree(datasets / "corpus", datasets / "private-corpus")
+    shutil.copytree(audio, datasets / "tones" / "main")
+    (datasets / "archives" / "main").mkdir(parents=True)
+    with tarfile.open(datasets / "archives" / "main" / "part.tar", "w") as archive:
+        for path in sorted((audio / "train").iterdir()):
+            archive.add(path, path.name)
+    with HubServer(tmp_path / "hub") as server:
+        server.private |= {"someone/private", "someone/private-corpus"}
+        yield server
+
+
+def make_published(folder):
+    """As in m-a-p/music2vec-v1: a path in `vocab_size`, weights of the bare encoder as pytorch_model.bin."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Data2VecAudioConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
+    folder.mkdir(parents=True)
+    torch.save(Data2VecAudioModel(config).state_dict(), folder / "pytorch_model.bin")
+    values = config.to_dict() | {"vocab_size": "/home/someone/config.json", "transformers_version": "4.21.3"}
+    (folder / "config.json").write_text(json.dumps(values))
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+
+
+def client(command, environment, *arguments):
+    """Run a script, or Python with other words, as a client; what it printed."""
+    words = command if isinstance(command, list) else ["-c", command]
+    found = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**found, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    command = [str(word) for word in (sys.executable, *words, *arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def succeed(*arguments):
+    done = client(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def assert_same_arrays(one, two):
+    with np.load(f"{one}.npz") as ours, np.load(f"{two}.npz") as theirs:
+        assert set(ours) == set(theirs)
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_models_load_by_id_once_and_then_without_the_hub(hub, audio, tmp_path):
+    track = audio / "test" / "tone #9.flac"
+    environment = hub.environment(tmp_path / "home")
+    succeed(MODELS, environment, hub.root, track, tmp_path / "online")
+    weights = [request for request in hub.requests if re.fullmatch("GET .*/model.safetensors", request)]
+    assert len(weights) == len(set(weights)) == 2  # of two branches
+    asked = len(hub.requests)
+    succeed(MODELS, {**environment, "HF_HUB_OFFLINE": "1"}, hub.root, track, tmp_path / "offline")
+    assert len(hub.requests) == asked
+    assert_same_arrays(tmp_path / "online", tmp_path / "offline")
+
+
+def test_corpora_load_by_id_once_and_then_without_the_hub(hub, tmp_path):
+    environment = hub.environment(tmp_path / "home")
+    succeed(CORPORA, environment, hub.root, tmp_path / "online", TOY, "online")
+    asked = len(hub.requests)
+    succeed(CORPORA, {**environment, "HF_HUB_OFFLINE": "1"}, hub.root, tmp_path / "offline", TOY, "offline")
+    assert len(hub.requests) == asked
+    assert_same_arrays(tmp_path / "online", tmp_path / "offline")
+
+
+def test_what_is_pushed_comes_back(hub, tmp_path):
+    local = hub.root / "models" / "someone" / "model" / "main"
+    succeed(PUSH, hub.environment(tmp_path / "home", TOKEN), local)
+    pushed = hub.root / "models" / "someone"
+    assert (pushed / "pushed" / "main" / "model.safetensors").read_bytes() == (
+        local / "model.safetensors"
+    ).read_bytes()
+    assert len(list((pushed / "secret" / "main").glob("*.safetensors"))) > 1
+    assert (pushed / "pushed" / "next" / "config.json").is_file() and "someone/secret" in hub.private
+
+
+def test_a_mistake_gets_one_sentence(hub, audio, tmp_path):
+    track = audio / "test" / "tone #9.flac"
+    done = client(MISTAKES, hub.environment(tmp_path / "home"), track, tmp_path)
+    assert done.returncode == 0, done.stderr
+    attempts = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(attempts) == 15
+    for verb, name, token, code, said in attempts:
+        what = "a data set" if verb == "pretrain" else "a model"
+        assert code == 1 and said.count("\n") == 1, said
+        sentence = said.split("music2vec: ")[-1]
+        assert sentence.startswith(f"{name} is neither a folder here nor {what} that the Hub gives ("), said
+        assert sentence.endswith("for a private one, `hf auth login`.\n"), said
+        assert ("Invalid credentials" in said) == (token == "hf_expired"), said
+    assert not (tmp_path / "run").exists() and not (tmp_path / "plain").exists()
+    words = ["-m", "music2vec_hf", "embed", "someone/absent", track, "--output", tmp_path / "e.parquet"]
+    done = client(words, hub.environment(tmp_path / "home"))
+    assert done.returncode == 1 and done.stderr.startswith("music2vec: someone/absent is neither"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_accelerate_launches_a_run_on_a_corpus_by_id(hub, tmp_path, streaming):
+    words = ["-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "music2vec_hf", "pretrain"]
+    words += ["--recipe", "tiny", "--corpus", "someone/corpus", "--output", tmp_path / "run", *TOY.split()]
+    succeed([*words, "--streaming", streaming], hub.environment(tmp_path / "home"))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert Music2VecForPreTraining.from_pretrained(tmp_path / "run").config.hidden_size == 16

@@ -1,0 +1,325 @@
+"""From a messy folder to a corpus: exactly the expected clips and rejects, the same bytes however one gets there."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from awkward import TABLE, in_order, make_awkward_folder, music
+
+from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.corpus.loading import load_corpus, read_clip, read_crop
+from music2vec_hf.corpus.prepare import prepare_corpus
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def prepare(source, out, **settings):
+    return prepare_corpus(source, out, **{"clip_seconds": 5.0, "progress": False, **settings})
+
+
+def write(path, samples, rate=16000, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, **kwargs)
+
+
+def rejects_of(out):
+    with open(out / "rejects.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["path", "reason"]
+    return rows[1:]
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("messy")
+    make_awkward_folder(folder / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torchcodec.decoders", None)
+        summary = prepare(folder / "source", folder / "out")
+    return folder / "source", folder / "out", summary
+
+
+def test_an_awkward_folder_gives_exactly_the_expected_clips(messy):
+    _, out, summary = messy
+    clips, expected = {}, {name: clips for name, (_, clips, _) in TABLE.items() if clips}
+    for row in load_corpus(out).remove_columns("audio"):
+        clips.setdefault(row["source"], []).append((row["clip_start"], row["duration"]))
+        assert row["track_id"] == hashlib.sha256(row["source"].encode()).hexdigest()[:16]
+    assert clips == expected
+    assert list(clips) == in_order(expected)
+    seconds = [duration for rows in expected.values() for _, duration in rows]
+    assert summary["clips"] == len(seconds) and summary["tracks"] == len(expected)
+    assert summary["hours"] == pytest.approx(sum(seconds) / 3600, abs=1e-6)
+    assert summary == json.loads((out / "corpus.json").read_text())
+    assert not (out / ".staging").exists()
+
+
+def test_nothing_is_left_out_silently(messy):
+    source, out, summary = messy
+    expected = [(name, reason) for name in in_order(TABLE) for reason in TABLE[name][2]]
+    rejects = rejects_of(out)
+    assert [path for path, _ in rejects] == [path for path, _ in expected]
+    for (path, reason), (_, beginning) in zip(rejects, expected, strict=True):
+        assert reason.startswith(beginning), (path, reason)
+        assert str(source) not in reason
+    assert summary["rejects"] == Counter(reason.split(":")[0] for _, reason in expected)
+    assert summary["rejected_files"] == sum(not clips and bool(reasons) for _, clips, reasons in TABLE.values())
+    # 1 s of wav24.wav, 0.2 s and what the encoder adds of the joined mp3, what is left of the files that were cut.
+    assert summary["remainder_hours"] * 3600 == pytest.approx(1.0 + 0.2 + 4 * 2.0 + 2 * 1.9 + 1.0, abs=1.0)
+
+
+def test_the_corpus_knows_what_the_files_were(messy):
+    rows = {row["source"]: row for row in load_corpus(messy[1]).remove_columns("audio")}
+    for name, rate, channels, kind in [
+        ("formats/wav16.wav", 44100, 2, "WAV PCM_16"),
+        ("formats/mp3.mp3", 22050, 1, "MP3 MPEG_LAYER_III"),
+        ("names/really_wav.mp3", 16000, 1, "WAV PCM_16"),
+        ("channels/surround.flac", 48000, 6, "FLAC PCM_16"),
+        ("formats/opus.opus", 48000, 1, "OGG OPUS"),
+    ]:
+        row = rows[name]
+        assert (row["source_sampling_rate"], row["source_channels"], row["source_format"]) == (rate, channels, kind)
+
+
+@pytest.mark.filterwarnings("ignore:.*only .* s of the:UserWarning", "ignore:.*it ends after:UserWarning")
+def test_clips_hold_the_audio_of_their_file(messy):
+    source, out, _ = messy
+    for row in load_corpus(out):
+        whole = read_audio(source / row["source"])
+        first = round(row["clip_start"] * 16000)
+        expected = whole[first : first + round(row["duration"] * 16000)]
+        np.testing.assert_allclose(read_clip(row), expected, atol=2**-15)
+
+
+def test_mean_and_std_are_those_of_the_stored_clip(messy):
+    for row in load_corpus(messy[1]):
+        clip = read_clip(row).astype(np.float64)
+        assert row["clip_mean"] == pytest.approx(clip.mean(), abs=1e-9)
+        assert row["clip_std"] == pytest.approx(clip.std(), abs=1e-9)
+
+
+def test_a_crop_is_the_slice_of_the_clip(messy):
+    row = load_corpus(messy[1])[3]
+    np.testing.assert_array_equal(read_crop(row, 7000, 20000), read_clip(row)[7000:27000])
+    with pytest.raises(ValueError, match="does not lie inside"):
+        read_crop(row, 70000, 20000)
+
+
+def test_plain_datasets_loads_it_and_knows_the_audio(messy):
+    _, out, summary = messy
+    shards = [str(path) for path in sorted((out / "data").iterdir())]
+    by_files = datasets.load_dataset("parquet", data_files=shards, split="train")
+    by_folder = datasets.load_dataset(str(out), split="train")
+    for dataset in (by_files, by_folder):
+        assert len(dataset) == summary["clips"]
+        assert dataset.features["audio"] == datasets.Audio(sampling_rate=16000, decode=False)
+    assert "torchcodec" not in sys.modules
+    assert "split: train" in (out / "README.md").read_text()
+
+
+def test_two_processes_write_the_same_bytes(messy, tmp_path):
+    source, out, _ = messy
+    prepare(source, tmp_path / "out", num_proc=2)
+    assert contents(tmp_path / "out") == contents(out)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for index in range(12):
+        write(source / f"{index:02d}.flac", music(20, 44100, seed=index), 44100)
+    settings = {"clip_seconds": 5.0, "shard_megabytes": 1, "progress": False}
+    prepare(source, tmp_path / "undisturbed", **settings)
+    code = (
+        "import sys, json, time; from music2vec_hf.data import prepare, staging\n"
+        "stage = staging._stage_marked\n"
+        "def slow(job):\n    time.sleep(0.1)\n    return stage(job)\n"
+        "staging._stage_marked = slow\n"
+        f"prepare.prepare_corpus({str(source)!r}, {str(out)!r}, **{settings!r})\n"
+    )
+    for num_done in (3, 7):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        while len(list(out.glob(".staging/tracks/*/*.json"))) < num_done:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "corpus.json").exists()
+        with pytest.raises(ValueError, match=r"no finished corpus \(corpus.json is missing\)"):
+            load_corpus(out)
+    assert list(out.glob(".staging/shards/*.parquet"))
+    summary = prepare(source, out, **settings)
+    assert summary["splits"]["train"]["shards"] > 2
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("fails_at", ["data/train-00001", "rejects.csv", "README.md", "corpus.json"])
+def test_a_run_killed_while_publishing_goes_on(tmp_path, monkeypatch, fails_at):
+    for index in range(3):
+        write(tmp_path / "source" / f"{index}.wav", music(6, seed=index))
+    prepare(tmp_path / "source", tmp_path / "whole", shard_megabytes=0.1)
+    replace = os.replace
+
+    def killed(source, target):
+        if fails_at in str(target):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "source", tmp_path / "out", shard_megabytes=0.1)
+    prepare(tmp_path / "source", tmp_path / "out", shard_megabytes=0.1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_finished_corpus_is_not_made_again_and_other_settings_are_refused(messy, tmp_path):
+    source, out, summary = messy
+    before = contents(out)
+    assert prepare(source, out) == summary
+    with pytest.raises(ValueError, match=r"was made with clip_seconds 5.0, now it is 7.0"):
+        prepare(source, out, clip_seconds=7.0)
+    assert contents(out) == before
+    write(tmp_path / "other" / "a.wav", music(3))
+    with pytest.raises(ValueError, match=f"was made with files {len(TABLE) - 1}, now it is 1"):
+        prepare(tmp_path / "other", out)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    write(tmp_path / "source" / "a.wav", music(3))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds something else than a corpus \(thesis.tex\)"):
+        prepare(tmp_path / "source", tmp_path / "out")
+    with pytest.raises(ValueError, match="is a file"):
+        prepare(tmp_path / "source", tmp_path / "out" / "thesis.tex")
+
+
+def test_nothing_usable_is_an_error_with_the_commonest_reason(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    with pytest.raises(ValueError, match=r"No audio files below .*\.flac"):
+        prepare(source, tmp_path / "out")
+    with pytest.raises(ValueError, match="does not exist"):
+        prepare(tmp_path / "absent", tmp_path / "out")
+    for index in range(3):
+        (source / f"{index}.wav").write_text("no audio")
+    (source / "empty.wav").touch()
+    with pytest.raises(
+        ValueError, match=r"None of the 4 audio files .* commonest reason is 'undecodable' \(3 times\)"
+    ):
+        prepare(source, tmp_path / "out")
+    # With better files the same folder is taken.
+    write(source / "empty.wav", music(3))
+    assert prepare(source, tmp_path / "out")["clips"] == 1
+
+
+def test_settings_without_sense_are_refused(tmp_path):
+    for settings in ({"min_seconds": 6.0}, {"min_seconds": 0.0}, {"num_proc": 0}, {"shard_megabytes": 0}):
+        with pytest.raises(ValueError, match="0 < min_seconds <= clip_seconds"):
+            prepare(tmp_path, tmp_path / "out", **settings)
+
+
+def make_manifest(folder, name, text):
+    for index, stem in enumerate(["a", "b", "c"]):
+        write(folder / f"{stem}.wav", music(3, seed=index))
+    (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_manifest_chooses_files_and_brings_its_columns(tmp_path, as_file):
+    source = tmp_path / "source"
+    make_manifest(
+        source,
+        "list.csv",
+        "file_name,genre,year,code,tempo,split,duration\n"
+        "b.wav,rock,1999,007,120.5,test,181\n"
+        "a.wav,jazz,,012,90,train,200\n"
+        "a.wav,jazz,2000,012,90,train,200\n"
+        "gone.wav,jazz,2001,1,90,train,1\n",
+    )
+    summary = prepare(source / "list.csv" if as_file else source, tmp_path / "out")
+    assert {name: split["clips"] for name, split in summary["splits"].items()} == {"train": 1, "test": 1}
+    assert [path for path, _ in rejects_of(tmp_path / "out")] == ["a.wav", "gone.wav"]
+    with pytest.raises(ValueError, match="has the splits train, test; name one of them, or 'all'"):
+        load_corpus(tmp_path / "out")
+    with pytest.raises(ValueError, match="has no split 'validation', only train, test"):
+        load_corpus(tmp_path / "out", "validation")
+    both = load_corpus(tmp_path / "out", "all").remove_columns("audio")
+    assert both["source"][:] == ["a.wav", "b.wav"]
+    assert both[0]["year"] is None and both[1]["year"] == 1999
+    assert both["code"][:] == ["012", "007"] and both["tempo"][:] == [90.0, 120.5]
+    assert both["duration"][:] == [3.0, 3.0] and both["manifest_duration"][:] == [200, 181]
+    assert load_corpus(tmp_path / "out", "test")["genre"][:] == ["rock"]
+
+
+def test_a_jsonl_manifest_keeps_lists_and_track_ids(tmp_path):
+    rows = [{"path": f"{stem}.wav", "tags": ["x", stem], "track_id": f"T{stem}"} for stem in "abc"]
+    make_manifest(tmp_path / "source", "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    prepare(tmp_path / "source", tmp_path / "out")
+    dataset = load_corpus(tmp_path / "out")
+    assert dataset["tags"][:] == [["x", "a"], ["x", "b"], ["x", "c"]]
+    assert dataset["track_id"][:] == ["Ta", "Tb", "Tc"]
+
+
+def test_manifests_that_cannot_be_understood_are_refused(tmp_path):
+    source = tmp_path / "source"
+    make_manifest(source, "one.csv", "path,x\na.wav,1\n")
+    (source / "labels.csv").write_text("name,x\na,1\n")  # no column of paths: no manifest
+    assert prepare(source, tmp_path / "out")["clips"] == 1
+    (source / "two.tsv").write_text("path\tx\na.wav\t1\n")
+    with pytest.raises(ValueError, match=r"2 manifests \(one.csv, two.tsv\)"):
+        prepare(source, tmp_path / "out2")
+    with pytest.raises(ValueError, match="none named file_name, path, file"):
+        prepare(source / "labels.csv", tmp_path / "out2")
+    (source / "bad.jsonl").write_text('{"path": "a.wav", "x": 1}\n{"path": "b.wav", "x": "one"}\n')
+    with pytest.raises(ValueError, match="mixes kinds of values in the column 'x'"):
+        prepare(source / "bad.jsonl", tmp_path / "out2")
+    with pytest.raises(ValueError, match="neither a folder nor a manifest"):
+        prepare(source / "a.wav", tmp_path / "out2")
+
+
+def test_an_incomplete_copy_is_noticed(messy, tmp_path):
+    source, _, _ = messy
+    prepare(source, tmp_path / "out", shard_megabytes=0.3)
+    shards = sorted((tmp_path / "out" / "data").iterdir())
+    shards[-1].unlink()
+    with pytest.raises(ValueError, match=rf"should hold {len(shards)} shards of the split train but holds"):
+        load_corpus(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"is not a folder; make a corpus with `music2vec prepare"):
+        load_corpus(tmp_path / "absent")
+
+
+def test_foreign_parquet_is_loaded_and_cropped_at_16_khz(tmp_path):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, music(4, 44100, 2), 44100, format="FLAC")
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": buffer.getvalue(), "path": "a.flac"}], "label": [1]})
+    rows.cast_column("audio", datasets.Audio(decode=False)).to_parquet(tmp_path / "foreign.parquet")
+    row = load_corpus(tmp_path)[0]
+    np.testing.assert_allclose(read_crop(row, 1000, 16000), read_clip(row)[1000:17000], atol=2e-6)
+    with pytest.raises(ValueError, match="ends 8000 samples earlier"):
+        read_crop(row, 56000, 16000)
+    datasets.Dataset.from_dict({"label": [1]}).to_parquet(tmp_path / "foreign.parquet")
+    with pytest.raises(ValueError, match="has no column of audio \\(columns: label\\)"):
+        load_corpus(tmp_path)

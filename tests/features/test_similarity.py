@@ -1,0 +1,117 @@
+"""Nearest neighbours: by cosine, the query embedded as the library was."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from toy_audio import noise
+
+from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel, embed
+from music2vec_hf.cli import main
+from music2vec_hf.features import similarity
+from music2vec_hf.features.embedding_files import vectors
+from music2vec_hf.features.embedding_table import write_embeddings
+from music2vec_hf.features.similarity import find_similar, nearest
+
+
+@pytest.fixture
+def library(encoder_folder, tmp_path):
+    """Six tracks, embedded in windows of a second, and the folder that they are in."""
+    (tmp_path / "music").mkdir()
+    for number in range(6):
+        soundfile.write(tmp_path / "music" / f"{number}.wav", noise(2.5, number), 16_000)
+    options = {"window_seconds": 1, "overlap_seconds": 0.5}
+    write_embeddings(encoder_folder, [tmp_path / "music"], tmp_path / "library.parquet", **options)
+    return tmp_path / "library.parquet"
+
+
+def table_of(tmp_path, rows):
+    table = pa.table({"path": [f"{number}" for number in range(len(rows))], "layer_0": vectors(rows)})
+    pq.write_table(table, tmp_path / "table.parquet", row_group_size=7)
+    return tmp_path / "table.parquet"
+
+
+def test_the_nearest_is_the_track_itself_and_cosines_are_cosines(encoder, library, tmp_path):
+    query = tmp_path / "music" / "4.wav"
+    found = find_similar(library, query, top=6, layer="2")
+    vector = embed(encoder, query, layers=2, window_seconds=1, overlap_seconds=0.5)
+    rows = np.array(pq.read_table(library)["layer_2"].to_pylist())
+    cosines = rows @ vector / np.linalg.norm(rows, axis=1) / np.linalg.norm(vector)
+    order = np.argsort(-cosines)
+    assert [path for path, _ in found] == [str(tmp_path / "music" / f"{number}.wav") for number in order]
+    assert order[0] == 4 and found[0][1] == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose([cosine for _, cosine in found], cosines[order], atol=1e-5)
+    assert len(find_similar(library, query, top=2)) == 2
+
+
+def test_blocks_give_what_the_whole_gives(tmp_path):
+    rng = np.random.default_rng(0)
+    rows, vector = rng.standard_normal((20_000, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
+    cosines = rows @ vector / np.linalg.norm(rows, axis=1) / np.linalg.norm(vector)
+    best = np.argsort(-cosines)[:30]
+    found = nearest(table_of(tmp_path, rows), "layer_0", vector, 30)
+    assert [int(path) for path, _ in found] == best.tolist()
+    np.testing.assert_allclose([cosine for _, cosine in found], cosines[best], atol=1e-6)
+
+
+def test_large_libraries_take_faiss(tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    rows, vector = rng.standard_normal((300, 8)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    expected = nearest(table_of(tmp_path, rows), "layer_0", vector, 5)
+    monkeypatch.setattr(similarity, "FAISS_FROM_TRACKS", 100)
+    monkeypatch.setattr(similarity, "_by_numpy", None)
+    found = nearest(tmp_path / "table.parquet", "layer_0", vector, 5)
+    assert [path for path, _ in found] == [path for path, _ in expected]
+    np.testing.assert_allclose([c for _, c in found], [c for _, c in expected], atol=1e-5)
+
+
+def test_without_faiss_a_sentence_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(similarity, "FAISS_FROM_TRACKS", 2)
+    monkeypatch.setattr(similarity, "find_spec", lambda name: None)
+    assert nearest(table_of(tmp_path, np.eye(3, dtype=np.float32)), "layer_0", np.array([0, 1.0, 0.1]), 1)[0][0] == "1"
+    assert "faiss is not installed" in caplog.text
+
+
+def test_the_library_knows_its_model(encoder, library, tmp_path, tiny_config, encoder_folder):
+    settings = json.loads(pq.read_schema(library).metadata[b"music2vec_hf"])
+    assert settings["model"] == str(encoder_folder) and settings["window_seconds"] == 1
+    torch.manual_seed(1)
+    Music2VecModel(tiny_config).save_pretrained(tmp_path / "other")
+    Music2VecFeatureExtractor().save_pretrained(tmp_path / "other")
+    query = tmp_path / "music" / "1.wav"
+    with pytest.raises(ValueError, match="has other weights than the model that made"):
+        find_similar(library, query, model=tmp_path / "other")
+    bare = tmp_path / "bare.parquet"
+    pq.write_table(pq.read_table(library).replace_schema_metadata(None), bare)
+    with pytest.raises(ValueError, match="does not say which model made it; name that model with --model"):
+        find_similar(bare, query)
+    assert find_similar(bare, query, model=encoder_folder, top=1)[0][0] == str(query)
+
+
+def test_mistakes_are_refused(library, encoder_folder, tmp_path):
+    query = tmp_path / "music" / "1.wav"
+    with pytest.raises(ValueError, match=r"has no layer 7. It has conv, 0, 1, 2, 3"):
+        find_similar(library, query, layer="7")
+    with pytest.raises(ValueError, match="`top` is 0"):
+        find_similar(library, query, top=0)
+    with pytest.raises(ValueError, match="is no Parquet file"):
+        find_similar(query, query)
+    with pytest.raises(FileNotFoundError):
+        find_similar(tmp_path / "missing.parquet", query)
+    write_embeddings(encoder_folder, [query], tmp_path / "frames.parquet", ["3"], pool="none")
+    with pytest.raises(ValueError, match="has a row for each frame"):
+        find_similar(tmp_path / "frames.parquet", query)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
+    with pytest.raises(ValueError, match="is no table of embeddings; its columns are a"):
+        find_similar(tmp_path / "foreign.parquet", query, model=encoder_folder)
+
+
+def test_the_verb_prints_cosine_and_path(library, tmp_path, capsys):
+    assert main(["similar", str(library), str(tmp_path / "music" / "2.wav"), "--top", "2", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0] == f"1.0000  {tmp_path / 'music' / '2.wav'}"

@@ -1,0 +1,149 @@
+"""Weights travel: exported checkpoints load in a process that knows nothing of this library."""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
+from transformers.utils import logging as transformers_logging
+
+from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
+from music2vec_hf.cli import main
+from music2vec_hf.hub.conversion import export_data2vec_audio
+
+STRANGER = """
+import sys, numpy as np, torch
+from transformers import AutoFeatureExtractor, AutoModel
+assert "music2vec_hf" not in sys.modules
+model = AutoModel.from_pretrained(sys.argv[1]).eval()
+assert type(model).__name__ == "Data2VecAudioModel"
+extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1])
+samples = np.load(sys.argv[2])
+inputs = extractor(samples, sampling_rate=16000, return_tensors="pt").input_values
+with torch.no_grad():
+    np.save(sys.argv[3], model(inputs).last_hidden_state.numpy())
+"""
+
+
+@pytest.fixture
+def student_folder(tiny_student, tmp_path):
+    tiny_student.save_pretrained(tmp_path / "student")
+    Music2VecFeatureExtractor().save_pretrained(tmp_path / "student")
+    return tmp_path / "student"
+
+
+def test_an_exported_model_needs_only_transformers(student_folder, tmp_path):
+    exported = export_data2vec_audio(student_folder, tmp_path / "plain")
+    samples = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    np.save(tmp_path / "in.npy", samples)
+    command = [sys.executable, "-c", STRANGER, exported, tmp_path / "in.npy", tmp_path / "out.npy"]
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    inputs = Music2VecFeatureExtractor()(samples, sampling_rate=16_000, return_tensors="pt").input_values
+    with torch.no_grad():
+        ours = Music2VecModel.from_pretrained(student_folder).eval()(inputs).last_hidden_state
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours.numpy(), atol=1e-4)
+
+
+def test_an_exported_model_comes_back(student_folder, tiny_student, tmp_path):
+    export_data2vec_audio(student_folder, tmp_path / "plain")
+    again = Music2VecModel.from_pretrained(tmp_path / "plain")
+    for name, tensor in tiny_student.data2vec_audio.state_dict().items():
+        assert again.state_dict()[name].equal(tensor)
+    assert not Music2VecForPreTraining.from_pretrained(tmp_path / "plain").config.apply_spec_augment
+
+
+def test_an_export_overwrites_nothing(student_folder, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose this")
+    assert main(["export", str(student_folder), str(tmp_path / "mine")]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A small folder laid out as m-a-p/music2vec-v1: transformers 4.21's files, a path in `vocab_size`, HF's defaults
+    for all training values, weights of the bare encoder as pytorch_model.bin. And the plain model that it holds."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Data2VecAudioConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
+    torch.manual_seed(0)
+    plain = Data2VecAudioModel(config).eval()
+    folder = tmp_path / "music2vec-v1"
+    folder.mkdir()
+    torch.save(plain.state_dict(), folder / "pytorch_model.bin")
+    values = config.to_dict() | {
+        "vocab_size": "/home/someone/src/convert_HF/data2vec_base/config.json",
+        "architectures": ["Data2VecAudioModel"],
+        "torch_dtype": "float32",
+        "transformers_version": "4.21.3",
+    }
+    values.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(values, indent=2))
+    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
+    return folder, plain
+
+
+@pytest.fixture
+def no_warning():
+    """Whatever Python, transformers or this library warns of is an error."""
+    records = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    loggers = [logging.getLogger(), transformers_logging.get_logger()]
+    for logger in loggers:
+        logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    for logger in loggers:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_published_layout_loads_silently_and_is_the_plain_model(published, padded, no_warning):
+    folder, plain = published
+    config = Music2VecConfig.from_pretrained(folder)
+    assert (config.vocab_size, config.layerdrop, config.mask_time_prob) == (32, 0.1, 0.05)
+    model = Music2VecModel.from_pretrained(folder).eval()
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert all(tensor.equal(plain.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+    torch.manual_seed(1)
+    inputs = {"input_values": torch.randn(2, 16_000)}
+    if padded:
+        inputs["attention_mask"] = (torch.arange(16_000) < torch.tensor([[16_000], [9_000]])).long()
+
+    def difference():
+        with torch.no_grad():
+            ours, theirs = (m(**inputs, output_hidden_states=True).hidden_states for m in (model, plain))
+        assert len(ours) == len(theirs) == 4
+        return max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+
+    # The front end adds in another order: rounding in float32, nothing in double precision; all else is the same.
+    assert difference() < 1e-4
+    inputs["input_values"] = inputs["input_values"].double()
+    model.double(), plain.double()
+    assert difference() < 1e-12
+    model.float(), plain.float()
+    inputs["input_values"] = inputs["input_values"].float()
+    model.feature_extractor = plain.feature_extractor
+    assert difference() == 0.0
+
+
+def test_the_published_feature_extractor_loads_silently(published, no_warning):
+    extractor = Music2VecFeatureExtractor.from_pretrained(published[0])
+    assert (extractor.do_normalize, extractor.return_attention_mask, extractor.sampling_rate) == (True, True, 16_000)
+    values = extractor(np.arange(800.0), sampling_rate=16_000, return_tensors="np").input_values
+    np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=1e-5)
+
+
+def test_the_published_layout_can_be_exported_again(published, tmp_path, no_warning):
+    """The repaired folder is one that transformers itself takes."""
+    again = Data2VecAudioModel.from_pretrained(export_data2vec_audio(published[0], tmp_path / "repaired"))
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in published[1].state_dict().items())

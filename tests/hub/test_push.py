@@ -1,0 +1,266 @@
+"""`music2vec push`: what travels, what stays, and what a Hub on loopback and a reader of the folder get from it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hub_server import TOKEN, HubServer
+from safetensors.torch import load_file
+from test_hub_loopback import client
+
+from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
+from music2vec_hf.cli import main
+from music2vec_hf.hub.conversion import export_data2vec_audio
+from music2vec_hf.hub.push import make_publication
+
+CODE = {f"{name}_music2vec.py" for name in ("configuration", "encoder", "feature_extraction", "frontend", "heads")}
+CODE |= {"modeling_music2vec.py", "pipeline_music2vec.py"}
+REPO = "someone/pushed"
+
+
+@pytest.fixture
+def checkpoint(tiny_student, tmp_path):
+    """A checkpoint folder of a run, training state and all."""
+    folder = tmp_path / "run" / "checkpoint-2"
+    tiny_student.save_pretrained(folder)
+    Music2VecFeatureExtractor().save_pretrained(folder)
+    shutil.copy(folder / "model.safetensors", folder / "teacher.safetensors")
+    torch.save({}, folder / "optimizer.pt")
+    (folder / "trainer_state.json").write_text(json.dumps({"step": 2, "recipe": {}}))
+    (folder / "cache").mkdir()
+    return folder
+
+
+def test_only_what_the_model_needs_travels(checkpoint):
+    publication = make_publication(checkpoint, REPO, "mit")
+    wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    assert set(publication.files) == wanted | CODE
+    assert publication.left_out == ["cache", "optimizer.pt", "teacher.safetensors", "trainer_state.json"]
+    assert publication.sizes["model.safetensors"] == (checkpoint / "model.safetensors").stat().st_size
+
+
+def test_nothing_that_travels_names_this_machine(checkpoint, tmp_path):
+    for name, file in make_publication(checkpoint, REPO, "mit").files.items():
+        data = file if isinstance(file, bytes) else file.read_bytes()
+        assert str(tmp_path).encode() not in data, name
+
+
+def test_a_plain_model_travels_without_code(checkpoint, tmp_path):
+    plain = export_data2vec_audio(checkpoint, tmp_path / "plain")
+    files = make_publication(plain, REPO, "mit").files
+    assert set(files) == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    assert b"trust_remote_code" not in files["README.md"]
+
+
+def test_shards_travel_with_their_index_and_only_if_all_are_there(checkpoint, tiny_student, tmp_path):
+    sharded = tmp_path / "sharded"
+    tiny_student.save_pretrained(sharded, max_shard_size="20KB")
+    Music2VecFeatureExtractor().save_pretrained(sharded)
+    names = set(make_publication(sharded, REPO, "mit").files)
+    shards = sorted(name for name in names if name.endswith(".safetensors"))
+    assert len(shards) > 1 and "model.safetensors.index.json" in names
+    (sharded / shards[0]).rename(sharded / "elsewhere")
+    with pytest.raises(ValueError, match=f"names {shards[0]}; the folder is not whole"):
+        make_publication(sharded, REPO, "mit")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/secret.safetensors", "a/../../b.safetensors", "passwd"]
+)
+def test_an_index_that_points_out_of_the_folder_is_refused(checkpoint, name):
+    (checkpoint / "model.safetensors").rename(checkpoint.parent / "secret.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="which is no file name"):
+        make_publication(checkpoint, REPO, "mit")
+
+
+def test_each_mistake_gets_one_sentence(checkpoint, tmp_path, capsys):
+    def said(*words):
+        assert main(["push", *map(str, words), "--dry-run"]) == 1
+        sentence = capsys.readouterr().err
+        assert sentence.count("\n") == 1
+        return sentence
+
+    assert "Add --license with one of the Hub's identifiers" in said(checkpoint, REPO)
+    assert "is 'My Own!'" in said(checkpoint, REPO, "--license", "My Own!")
+    assert "name a checkpoint such as checkpoint-2" in said(checkpoint.parent, REPO, "--license", "mit")
+    assert "there is no model in it" in said(tmp_path / "nowhere", REPO, "--license", "mit")
+    assert "There are no results at" in said(checkpoint, REPO, "--license", "mit", "--results", tmp_path / "r.json")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    assert "of type 'bert'" in said(checkpoint, REPO, "--license", "mit")
+    (checkpoint / "config.json").write_text("{")
+    assert "config.json is not JSON" in said(checkpoint, REPO, "--license", "mit")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(whole[:-1000])
+    assert "model.safetensors is damaged" in said(checkpoint, REPO, "--license", "mit")
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"")
+    assert "has only optimizer.pt, pytorch_model.bin" in said(checkpoint, REPO, "--license", "mit")
+    (checkpoint / "preprocessor_config.json").unlink()
+    assert "has no preprocessor_config.json" in said(checkpoint, REPO, "--license", "mit")
+
+
+def test_a_dry_run_shows_the_card_or_writes_what_would_travel(checkpoint, tmp_path, capsys):
+    words = ["push", str(checkpoint), REPO, "--license", "cc-by-4.0", "--dry-run"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "bytes  model.safetensors" in printed and "license: cc-by-4.0" in printed
+    assert "not uploaded: cache, optimizer.pt" in printed
+    assert main([*words, str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(make_publication(checkpoint, REPO, "mit").files)
+    theirs = Music2VecModel.from_pretrained(tmp_path / "out").state_dict()
+    assert all(
+        theirs[name].equal(value) for name, value in Music2VecModel.from_pretrained(checkpoint).state_dict().items()
+    )
+    assert main([*words, str(tmp_path / "out")]) == 1
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_refused_in_one_sentence(checkpoint, tmp_path, capsys):
+    whole = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert main(["export", str(checkpoint), str(tmp_path / "plain")]) == 1
+    said = capsys.readouterr().err
+    assert f"The weights of {checkpoint} are damaged or not safe (" in said and said.count("\n") == 1
+
+
+# Each line is one call of the command: what it is named by, its exit code, and what it said.
+PUSHES = """
+import contextlib, io, json, os, sys
+from music2vec_hf.cli import main
+whole, sharded, calls = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+for name, token, words in calls:
+    os.environ["HF_TOKEN"] = token
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([word.format(whole=whole, sharded=sharded) for word in words])
+    print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    (tmp_path / "hub").mkdir()
+    with HubServer(tmp_path / "hub") as server:
+        yield server
+
+
+def run_calls(hub, tmp_path, whole, sharded, calls):
+    done = client(PUSHES, hub.environment(tmp_path / "home"), whole, sharded, json.dumps(calls))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: (code, out, err) for name, code, out, err in map(json.loads, done.stdout.splitlines())}
+
+
+def test_a_push_lands_as_a_whole_or_says_why_not(hub, checkpoint, tiny_student, tmp_path):
+    sharded = tmp_path / "sharded"
+    tiny_student.save_pretrained(sharded, max_shard_size="20KB")
+    Music2VecFeatureExtractor().save_pretrained(sharded)
+    public = hub.root / "models" / "someone" / "public" / "main"
+    public.mkdir(parents=True)
+    # The client tries a large file again by itself, a commit it does not.
+    hub.broken += [("PUT /lfs/", "drop"), ("POST .*/commit/", "drop")]
+
+    def push(folder, name, *more):
+        return ["push", folder, name, "--license", "mit", *more]
+
+    calls = [
+        ("interrupted", TOKEN, push("{whole}", "someone/interrupted")),
+        ("bad token", "hf_expired", push("{whole}", REPO)),
+        ("no such user", TOKEN, push("{whole}", "nobody/model")),
+        ("bad name", TOKEN, push("{whole}", "no/such/name")),
+        ("public", TOKEN, push("{whole}", "someone/public", "--private")),
+        ("again", TOKEN, push("{whole}", REPO)),
+        ("branch", TOKEN, push("{sharded}", REPO, "--revision", "shards")),
+        ("private", TOKEN, push("{sharded}", "someone/secret", "--private")),
+        ("private again", TOKEN, push("{sharded}", "someone/secret", "--private")),
+    ]
+    said = run_calls(hub, tmp_path, checkpoint, sharded, calls)
+    assert hub.broken == []
+    reasons = {
+        "interrupted": "Server disconnected",
+        "bad token": "Invalid credentials",
+        "no such user": "You don't have the rights",
+        "bad name": "no/such/name",
+        "public": "someone/public exists and is public, so nothing was uploaded",
+    }
+    for name, (code, _, sentence) in said.items():
+        assert code == (name in reasons), (name, sentence)
+        if name in reasons:
+            sentence = sentence.split("music2vec: ")[-1]
+            assert reasons[name] in sentence and sentence.count("\n") == 1
+    assert "push it again with the same command" in said["interrupted"][2]
+    assert said["again"][1].endswith(f"{hub.url}/{REPO}\n")
+    pushed = hub.root / "models" / "someone" / "pushed"
+    for empty in (public, pushed.with_name("interrupted") / "main"):
+        assert list(empty.iterdir()) == []  # not a part of it
+
+    assert hub.private == {"someone/secret"}
+    # The branch began as a copy of main, whose weights would be loaded instead of the shards.
+    branch = {path.name for path in (pushed / "shards").iterdir()}
+    assert "model.safetensors" not in branch and "model.safetensors.index.json" in branch
+    for folder in (pushed / "main", pushed / "shards", pushed.with_name("secret") / "main"):
+        again = Music2VecForPreTraining.from_pretrained(folder).state_dict()
+        assert all(again[name].equal(value) for name, value in tiny_student.state_dict().items())
+        assert Music2VecConfig.from_pretrained(folder).hidden_size == 16
+        assert CODE <= {path.name for path in folder.iterdir()}
+    assert 'revision="shards"' in (pushed / "shards" / "README.md").read_text()
+
+
+PULL = """
+import sys
+from safetensors.torch import save_file
+from music2vec_hf.embeddings import load_model
+try:
+    load_model("someone/never")
+except ValueError as error:
+    print(error)
+save_file(load_model("someone/pushed")[0].state_dict(), sys.argv[1])
+"""
+
+
+def test_a_download_that_breaks_off_goes_on_and_is_never_a_broken_model(hub, checkpoint, tmp_path):
+    files = make_publication(checkpoint, REPO, "mit")
+    for name in ("pushed", "never"):
+        files.write(hub.root / "models" / "someone" / name / "main")
+    hub.broken += [("GET /someone/pushed/.*/model.safetensors", "truncate")]
+    hub.broken += [("GET /someone/never/.*/model.safetensors", "truncate")] * 20  # more than the client tries
+    done = client(PULL, hub.environment(tmp_path / "home"), tmp_path / "pulled.safetensors")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("someone/never is neither a folder here nor a model that the Hub gives (")
+    assert done.stdout.count("\n") == 1
+    assert {pattern for pattern, _ in hub.broken} == {"GET /someone/never/.*/model.safetensors"}
+    pulled, ours = load_file(tmp_path / "pulled.safetensors"), Music2VecModel.from_pretrained(checkpoint).state_dict()
+    assert pulled.keys() == ours.keys() and all(pulled[name].equal(ours[name]) for name in ours)
+
+
+NO_HUB = """
+import contextlib, io, json, sys
+from music2vec_hf.cli import main
+model, wav, out = sys.argv[1:]
+calls = [["push", model, "someone/x", "--license", "mit"], ["embed", "someone/x", wav, "--output", f"{out}/e.parquet"],
+         ["export", "someone/x", f"{out}/plain"], ["prepare", "someone/x", f"{out}/corpus", "--num-proc", "1"],
+         ["pretrain", "--recipe", "tiny", "--corpus", "someone/x", "--output", f"{out}/new"],
+         ["pretrain", "--recipe", "tiny", "--corpus", wav, "--output", f"{out}/new", "--init_from", "someone/x"]]
+for words in calls:
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        code = main(words)
+    print(json.dumps([words[0], code, said.getvalue().split("music2vec: ")[-1]]))
+"""
+
+
+@pytest.mark.parametrize("offline", [pytest.param("0", marks=pytest.mark.slow), "1"])  # the client tries for long
+def test_no_hub_is_one_sentence_at_every_verb(checkpoint, tmp_path, offline):
+    soundfile.write(tmp_path / "a.wav", np.zeros(160_000), 16_000)
+    with HubServer(tmp_path) as gone:  # nobody listens at its address from then on
+        environment = gone.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": offline}
+    done = client(NO_HUB, environment, checkpoint, tmp_path / "a.wav", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 6
+    for verb, code, said in lines:
+        assert code == 1 and said.count("\n") == 1 and "someone/x" in said, (verb, said)

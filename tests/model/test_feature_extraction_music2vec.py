@@ -1,0 +1,155 @@
+"""The feature extractor takes audio as it comes and refuses what cannot be audio, in one sentence each."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from music2vec_hf.data.audio import read_audio
+
+from music2vec_hf import Music2VecFeatureExtractor
+
+
+@pytest.fixture
+def extractor():
+    return Music2VecFeatureExtractor()
+
+
+def tone(seconds=0.5, rate=16_000, frequency=440.0, level=0.3):
+    return (level * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def test_zero_mean_unit_variance_with_the_references_epsilon(extractor):
+    quiet = tone(level=1e-3) + 0.2
+    values = extractor(quiet, sampling_rate=16_000, return_tensors="np").input_values[0]
+    expected = torch.nn.functional.layer_norm(torch.tensor(quiet, dtype=torch.float64), quiet.shape).numpy()
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+    assert values.dtype == np.float32
+
+
+def test_gain_does_not_matter(extractor):
+    one, ten = (extractor(tone(level=level), sampling_rate=16_000)["input_values"][0] for level in (0.09, 0.9))
+    np.testing.assert_allclose(one, ten, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x,
+        lambda x: x.astype(np.float64),
+        lambda x: x.tolist(),
+        torch.tensor,
+        lambda x: torch.tensor(x, requires_grad=True),
+        lambda x: [x],
+        lambda x: [torch.tensor(x)],
+        lambda x: [x.tolist()],
+        lambda x: x[None],
+        lambda x: x[:, None],
+        lambda x: np.stack([x, x]),
+        lambda x: np.stack([x, x], axis=1),
+        lambda x: torch.tensor(np.stack([x, x])),
+        lambda x: [np.stack([x] * 6)],
+    ],
+)
+def test_every_container_gives_the_same_clip(extractor, convert):
+    expected = extractor(tone(), sampling_rate=16_000, return_tensors="pt").input_values
+    values = extractor(convert(tone()), sampling_rate=16_000, return_tensors="pt").input_values
+    assert values.shape == (1, 8_000)
+    torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.uint8, np.int8])
+def test_integer_pcm_is_scaled_by_its_width(kind):
+    extractor = Music2VecFeatureExtractor(do_normalize=False)
+    info = np.iinfo(kind)
+    zero = 128 if kind == np.uint8 else 0
+    half = np.full(800, zero + (info.max - zero) // 2 + 1, dtype=kind)
+    np.testing.assert_allclose(extractor(half, sampling_rate=16_000)["input_values"][0], 0.5, atol=0.01)
+
+
+def test_lists_of_python_integers_are_pcm():
+    extractor = Music2VecFeatureExtractor(do_normalize=False)
+    values = extractor([16_384] * 800, sampling_rate=16_000)["input_values"][0]
+    np.testing.assert_allclose(values, 0.5)
+
+
+def test_stereo_is_averaged():
+    extractor = Music2VecFeatureExtractor(do_normalize=False)
+    left, right = tone(), tone(frequency=1_000.0)
+    values = extractor(np.stack([left, right]), sampling_rate=16_000)["input_values"][0]
+    np.testing.assert_allclose(values, (left + right) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_other_rates_are_resampled(rate):
+    extractor = Music2VecFeatureExtractor(do_normalize=False)
+    values = extractor(tone(1.0, rate), sampling_rate=rate)["input_values"][0]
+    assert len(values) == 16_000
+    np.testing.assert_allclose(values[2_000:-2_000], tone(1.0)[2_000:-2_000], atol=2e-3)
+
+
+def test_what_would_alias_is_gone():
+    extractor = Music2VecFeatureExtractor(do_normalize=False)
+    values = extractor(tone(1.0, 44_100, 9_000.0, 0.5), sampling_rate=44_100)["input_values"][0]
+    assert 20 * np.log10(np.abs(values[2_000:-2_000]).max() / 0.5) < -60
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_056, 48_000])
+def test_an_array_is_resampled_as_a_file_is(rate):
+    """Without torchaudio, which reads files into corpora and embeddings."""
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, rate + 17).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, noise, rate, format="WAV", subtype="FLOAT")
+    samples = Music2VecFeatureExtractor().to_samples(noise, rate)
+    np.testing.assert_allclose(samples, read_audio(file.getvalue()), atol=1e-4)
+
+
+def test_a_batch_is_normalised_clip_by_clip_and_padded_with_zeros(extractor):
+    clips = [tone(0.5), tone(0.3, level=0.01) + 0.5]
+    batch = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt")
+    assert batch.input_values.shape == batch.attention_mask.shape == (2, 8_000)
+    assert batch.attention_mask.sum(1).tolist() == [8_000, 4_800]
+    assert batch.input_values[1, 4_800:].eq(0).all()
+    alone = extractor(clips[1], sampling_rate=16_000, return_tensors="pt").input_values[0]
+    torch.testing.assert_close(batch.input_values[1, :4_800], alone)
+
+
+def test_a_wider_array_is_a_batch_as_in_transformers(extractor):
+    clips = np.stack([tone(frequency=f) for f in (200, 300, 400)])
+    one_by_one = [extractor(clip, sampling_rate=16_000)["input_values"][0] for clip in clips]
+    np.testing.assert_allclose(extractor(clips, sampling_rate=16_000)["input_values"], one_by_one)
+    tensor = extractor(torch.tensor(clips), sampling_rate=16_000, return_tensors="np").input_values
+    np.testing.assert_allclose(tensor, one_by_one)
+
+
+def test_settings_survive_a_round_trip(tmp_path):
+    Music2VecFeatureExtractor(norm_eps=1e-7, receptive_field=800).save_pretrained(tmp_path)
+    reloaded = Music2VecFeatureExtractor.from_pretrained(tmp_path)
+    assert (reloaded.norm_eps, reloaded.receptive_field, reloaded.return_attention_mask) == (1e-7, 800, True)
+
+
+@pytest.mark.parametrize(
+    "audio, rate, sentence",
+    [
+        (np.zeros(0), 16_000, "The audio is empty"),
+        ([], 16_000, "The audio is empty"),
+        (np.zeros((2, 0)), 16_000, "The audio is empty"),
+        (np.array([0.0] * 500 + [np.nan]), 16_000, "1 samples that are NaN or infinite"),
+        (np.array([0.0] * 500 + [np.inf, -np.inf]), 16_000, "2 samples that are NaN or infinite"),
+        (np.zeros(399), 16_000, "has 399 samples at 16000 Hz but one frame needs 400 \\(25 ms\\)"),
+        (np.zeros(1_000), 44_100, "has 363 samples at 16000 Hz"),
+        (np.array(["a", "b"]), 16_000, "Give real numbers"),
+        (np.zeros(800, dtype=complex), 16_000, "Give real numbers"),
+        (np.zeros((2, 3, 4, 5)), 16_000, "has shape \\(2, 3, 4, 5\\)"),
+        (np.zeros(800), 0, "`sampling_rate` is 0"),
+    ],
+)
+def test_bad_audio_is_refused_in_one_sentence(extractor, audio, rate, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        extractor(audio, sampling_rate=rate)
+
+
+def test_clips_of_different_length_need_padding(extractor):
+    with pytest.raises(ValueError, match="4800 to 8000 samples, which make no single tensor"):
+        extractor([tone(0.5), tone(0.3)], sampling_rate=16_000, return_tensors="pt")

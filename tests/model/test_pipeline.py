@@ -1,0 +1,307 @@
+"""`pipeline("audio-classification")`: the same answer from every kind of source, for songs of any length."""
+
+import io
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
+    AudioClassificationPipeline,
+    Data2VecAudioConfig,
+    Data2VecAudioForSequenceClassification,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
+
+from music2vec_hf import (
+    Music2VecAudioClassificationPipeline,
+    Music2VecFeatureExtractor,
+    Music2VecForSequenceClassification,
+    Music2VecModel,
+    embed,
+)
+from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.hub.remote_code import with_remote_code
+
+TASK = "audio-classification"
+LABELS = ["arousal", "brass", "calm", "drums", "energy", "flute"]
+
+
+@pytest.fixture
+def save_model(tiny_config, tmp_path):
+    """`save_model(**fields)`: folder of a tiny head with six labels, and the head itself."""
+
+    def save(labels=LABELS, **fields):
+        tiny_config.id2label = dict(enumerate(labels))
+        for name, value in fields.items():
+            setattr(tiny_config, name, value)
+        torch.manual_seed(0)
+        model = Music2VecForSequenceClassification(tiny_config).eval()
+        torch.nn.init.normal_(model.classifier.weight)  # clearly different labels
+        model.save_pretrained(tmp_path / "model")
+        Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
+        return str(tmp_path / "model"), model
+
+    return save
+
+
+def song(seconds=1.5, rate=16_000, seed=0):
+    """Noise below 2 kHz whose loudness drifts, so that windows differ: float32 `[num_samples]`."""
+    times = np.arange(int(seconds * rate)) / rate
+    rng = np.random.default_rng(seed)
+    frequencies, phases = rng.uniform(100, 2_000, (20, 1)), rng.uniform(0, 6, (20, 1))
+    tones = np.sin(2 * np.pi * frequencies * (times + 0.02 * times**2) + phases).mean(0)
+    return (tones * (0.2 + 0.1 * times / seconds)).astype(np.float32)
+
+
+def encoded(samples, rate=16_000, kind="WAV", subtype=None):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+def scores(answer):
+    return {row["label"]: row["score"] for row in answer}
+
+
+def assert_same(answer, other, tolerance=1e-4):
+    one, two = scores(answer), scores(other)
+    assert one.keys() == two.keys()
+    assert [one[label] for label in one] == pytest.approx([two[label] for label in one], abs=tolerance)
+
+
+def test_the_answer_is_the_models_own(save_model):
+    folder, model = save_model()
+    pipe = pipeline(TASK, model=folder)
+    assert type(pipe) is Music2VecAudioClassificationPipeline
+    inputs = Music2VecFeatureExtractor()(song(), sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits[0].softmax(-1)
+    answer = pipe(song(), top_k=None)
+    assert [row["label"] for row in answer] == [LABELS[i] for i in expected.argsort(descending=True)]
+    assert scores(answer) == pytest.approx({label: expected[i].item() for i, label in enumerate(LABELS)}, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind, subtype", [("WAV", "FLOAT"), ("FLAC", "PCM_24"), ("OGG", "VORBIS"), ("MP3", None)])
+@pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2), (22_050, 1), (8_000, 2)])
+def test_every_format_rate_and_channel_count(save_model, monkeypatch, kind, subtype, rate, channels):
+    monkeypatch.setenv("PATH", "")  # no ffmpeg program
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    pipe = pipeline(TASK, model=save_model()[0])
+    audio = encoded(np.stack([song(rate=rate, seed=seed) for seed in range(channels)], axis=1), rate, kind, subtype)
+    assert_same(pipe(audio), pipe(read_audio(audio)))
+
+
+def test_every_kind_of_source_gives_the_same_answer(save_model, tmp_path):
+    pipe = pipeline(TASK, model=save_model()[0])
+    wav = encoded(song(), subtype="FLOAT")
+    path = tmp_path / "song.wav"
+    path.write_bytes(wav)
+    stereo = np.stack([song(), song()])
+    sources = [
+        str(path),
+        path,
+        wav,
+        torch.tensor(song()),
+        song().astype(np.float64),
+        stereo,
+        stereo.T,
+        {"array": song(), "sampling_rate": 16_000},
+        {"raw": song(), "sampling_rate": 16_000},
+        {"array": torch.tensor(stereo), "sampling_rate": 16_000},
+        {"array": song().tolist(), "sampling_rate": 16_000, "path": None},
+        {"bytes": wav, "path": "song.wav"},
+        {"bytes": None, "path": str(path)},
+    ]
+    expected = pipe(song())
+    for source in sources:
+        assert_same(pipe(source), expected)
+    for answer in [*pipe(sources), *pipe(source for source in sources)]:
+        assert_same(answer, expected)
+    assert pipe([]) == []
+
+
+def test_a_url_that_the_user_passes(save_model):
+    wav = encoded(song(), subtype="FLOAT")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/song.wav" else 404)
+            self.end_headers()
+            self.wfile.write(wav)
+
+        def log_message(self, *args):
+            pass
+
+    pipe = pipeline(TASK, model=save_model()[0])
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert_same(pipe(f"{address}/song.wav"), pipe(song()))
+        with pytest.raises(OSError, match="404"):
+            pipe(f"{address}/absent.wav")
+        server.shutdown()
+
+
+def test_a_bare_array_may_have_its_rate(save_model):
+    pipe = pipeline(TASK, model=save_model()[0])
+    assert_same(
+        pipe(song(rate=44_100), sampling_rate=44_100), pipe({"array": song(rate=44_100), "sampling_rate": 44_100})
+    )
+    assert scores(pipe(song(rate=44_100), sampling_rate=44_100)) != scores(pipe(song(rate=44_100)))
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+@pytest.mark.parametrize("average", ["logits", "features"])
+def test_a_song_longer_than_the_window(save_model, hidden, average):
+    folder, model = save_model(window_seconds=0.5, window_average=average, classifier_hidden_size=hidden)
+    samples = song(1.33)  # two windows of 24 frames and a rest of 16
+    values = torch.tensor(Music2VecFeatureExtractor().normalize(samples))
+    with torch.no_grad():
+        windows = [values[None, start : start + 8_000] for start in (0, 8_000, 16_000)]
+        logits = torch.cat([model(window).logits for window in windows])
+        features = torch.cat([model.pool(window)[0] for window in windows])
+        weights = torch.tensor([24, 24, 16.0])[:, None] / 64
+        by_logits, by_features = (weights * logits).sum(0), model.classify((weights * features).sum(0))
+    assert torch.allclose(by_logits, by_features, atol=1e-5) == (hidden == 0)
+    expected = by_logits if average == "logits" else by_features
+    answer = pipeline(TASK, model=folder)(samples, function_to_apply="none", top_k=None, return_timeline=True)
+    assert scores(answer["labels"]) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-4)
+    assert [(row["start"], row["end"]) for row in answer["timeline"]] == [(0, 0.5), (0.5, 1.0), (1.0, 1.33)]
+    for row, window in zip(answer["timeline"], logits, strict=True):
+        assert scores(row["labels"]) == pytest.approx(dict(zip(LABELS, window.tolist(), strict=True)), abs=1e-4)
+
+
+def test_features_are_averaged_as_the_probes_embeddings_are(save_model):
+    folder, model = save_model(window_seconds=0.5, window_average="features", classifier_hidden_size=8)
+    pooled = torch.tensor(embed(folder, song(1.7), layers=3, window_seconds=0.5))
+    with torch.no_grad():
+        expected = model.classify(pooled).tolist()
+    answer = pipeline(TASK, model=folder)(song(1.7), function_to_apply="none", top_k=None)
+    assert scores(answer) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-4)
+
+
+def test_a_rest_too_short_for_a_frame_is_left_out_and_batches_change_nothing(save_model):
+    pipe = pipeline(TASK, model=save_model(window_seconds=0.5)[0])
+    timeline = pipe(song(1.0 + 399 / 16_000), return_timeline=True)["timeline"]
+    assert [row["end"] for row in timeline] == [0.5, 1.0]
+    assert len(pipe(song(1.0 + 400 / 16_000), return_timeline=True)["timeline"]) == 3
+    assert len(pipe(song(1.0), return_timeline=True, window_seconds=0.25)["timeline"]) == 4
+    for batch_size in (1, 2, 100):
+        assert_same(pipe(song(3.0), batch_size=batch_size), pipe(song(3.0)), 1e-6)
+        assert_same(pipe([song(3.0), song(0.7)], batch_size=batch_size)[1], pipe(song(0.7)), 1e-6)
+
+
+def test_each_problem_type_has_its_activation(save_model):
+    raw = scores(pipeline(TASK, model=save_model()[0])(song(), function_to_apply="none", top_k=None))
+    logits = torch.tensor([raw[label] for label in LABELS])
+    for problem, function in (
+        ("single_label_classification", logits.softmax(-1)),
+        ("multi_label_classification", logits.sigmoid()),
+    ):
+        pipe = pipeline(TASK, model=save_model(problem_type=problem)[0])
+        answer = pipe(song(), top_k=None)
+        assert scores(answer) == pytest.approx(dict(zip(LABELS, function.tolist(), strict=True)), abs=1e-5)
+        assert pipe(song()) == answer[:5]  # the default
+        assert pipe(song(), top_k=2) == answer[:2] and pipe(song(), top_k=99) == answer
+        assert pipeline(TASK, model=save_model()[0], top_k=3)(song(), function_to_apply="none")[2]["score"] < max(
+            logits
+        )
+
+
+def test_emotion_is_answered_on_its_own_scale(save_model):
+    folder, model = save_model(LABELS[:2], problem_type="regression", target_mean=[5.2, 4.8], target_std=[1.5, 1.1])
+    answer = pipeline(TASK, model=folder)(song())
+    inputs = Music2VecFeatureExtractor()(song(), sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        z_scores = model.classifier(model.pool(**inputs)[0])[0]
+    assert [row["label"] for row in answer] == LABELS[:2]  # in the model's order, not by value
+    assert answer[0]["score"] == pytest.approx(5.2 + 1.5 * z_scores[0].item(), abs=1e-4)
+    assert answer[1]["score"] == pytest.approx(4.8 + 1.1 * z_scores[1].item(), abs=1e-4)
+
+
+def test_half_precision_answers_in_full(save_model):
+    folder, _ = save_model()
+    half = pipeline(TASK, model=folder, dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    assert_same(half(song(), top_k=None), pipeline(TASK, model=folder)(song(), top_k=None), 0.1)
+
+
+def test_models_of_others_keep_the_stock_pipeline(tiny_config, tmp_path):
+    known = Data2VecAudioConfig().to_dict()
+    fields = {k: v for k, v in tiny_config.to_dict().items() if k in known and k != "model_type"}
+    stock = Data2VecAudioForSequenceClassification(Data2VecAudioConfig(**fields))
+    stock.save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    for model, extractor in ((str(tmp_path), None), (stock, Wav2Vec2FeatureExtractor())):
+        pipe = pipeline(TASK, model=model, feature_extractor=extractor)
+        assert type(pipe) is AudioClassificationPipeline
+        assert len(pipe(song())) == 2
+
+
+@pytest.mark.parametrize(
+    "source, settings, sentence",
+    [
+        (b"not audio at all", {}, "16 bytes in memory cannot be decoded"),
+        (np.zeros(399, np.float32), {}, "one frame needs 400"),
+        (np.zeros(0, np.float32), {}, "The audio is empty"),
+        (encoded(np.zeros(0, np.float32)), {}, "The audio is empty"),
+        (np.full(16_000, np.nan, np.float32), {}, "NaN or infinite"),
+        ({"array": np.zeros(16_000)}, {}, "has no `sampling_rate` beside it"),
+        ({"audio": np.zeros(16_000)}, {}, "a dict with 'audio'. It needs 'array'"),
+        (None, {}, "Give real numbers"),
+        (song(), {"top_k": 0}, "`top_k` is 0. Use at least 1"),
+        (song(), {"function_to_apply": "relu"}, "Use 'softmax', 'sigmoid' or 'none'"),
+        (song(), {"window_seconds": 0.02}, "Use at least 0.025 s, one frame"),
+    ],
+)
+def test_what_cannot_be_classified_is_refused_in_a_sentence(save_model, source, settings, sentence):
+    pipe = pipeline(TASK, model=save_model()[0])
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        pipe(source, **settings)
+    with pytest.raises(FileNotFoundError):
+        pipe("absent.wav")
+
+
+def test_a_model_without_a_head_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="Music2VecModel has no head for clips"):
+        pipeline(TASK, model=Music2VecModel(tiny_config), feature_extractor=Music2VecFeatureExtractor())
+
+
+REMOTE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "music2vec_hf":
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+from transformers import pipeline
+pipe = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True)
+assert type(pipe).__module__.startswith("transformers_modules."), type(pipe)
+labels = [row["label"] for row in pipe(np.load(sys.argv[2]), top_k=None)]
+print(labels, len(pipe(sys.argv[3], return_timeline=True)["timeline"]))
+"""
+
+
+def test_it_travels_with_the_model_to_who_has_no_package(save_model, tmp_path, monkeypatch):
+    folder, _ = save_model(window_seconds=0.5)
+    for name, file in with_remote_code(folder).items():
+        (Path(folder) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+    np.save(tmp_path / "song.npy", song(1.2))
+    (tmp_path / "song.wav").write_bytes(encoded(song(1.2), subtype="FLOAT"))
+    arguments = [folder, str(tmp_path / "song.npy"), str(tmp_path / "song.wav")]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    result = subprocess.run([sys.executable, "-c", REMOTE, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    with_package = pipeline(TASK, model=folder)  # no trust asked for: the package's own code is used
+    assert type(with_package) is Music2VecAudioClassificationPipeline
+    labels = [row["label"] for row in with_package(song(1.2), top_k=None)]
+    assert result.stdout.splitlines()[-1] == f"{labels} 3"

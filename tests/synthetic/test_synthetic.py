@@ -1,0 +1,316 @@
+"""Laws of the synthetic corpus: it repeats itself to the bit, its labels are balanced and true of the audio."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+
+from music2vec_hf.synthetic.generator import (
+    COLUMNS,
+    load_synthetic_labels,
+    synthesize_clip,
+    synthesize_corpus,
+    synthesize_score,
+)
+from music2vec_hf.synthetic.labels import OTHER_TAGS, TAGS, place_of
+from music2vec_hf.synthetic.score import KEYS, parse_chord
+from music2vec_hf.synthetic.styles import GENRES, INSTRUMENTS, PROGRESSIONS, STYLES
+from music2vec_hf.synthetic.timbres import TIMBRES
+
+# Krumhansl and Kessler's probe-tone ratings: how well each degree fits a major and a minor key.
+PROFILES = {
+    "major": [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],
+    "minor": [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17],
+}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """120 clips of 10 s: (samples, labels)."""
+    return [synthesize_clip(seed=3, index=index) for index in range(120)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "corpus"
+    summary = synthesize_corpus(folder, num_clips=40, seed=7, clip_seconds=2.5)
+    return folder, summary
+
+
+def places(num_clips, seed=0):
+    order = np.random.default_rng(seed).permutation(12)
+    return [place_of(index, order) for index in range(num_clips)]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Determinism
+
+
+def test_equal_seeds_give_equal_bytes_for_any_number_of_processes(corpus, tmp_path):
+    folder, _ = corpus
+    synthesize_corpus(tmp_path / "again", num_clips=40, seed=7, clip_seconds=2.5, num_proc=2)
+    assert contents(tmp_path / "again") == contents(folder)
+
+
+def test_a_clip_is_the_same_in_another_process():
+    code = (
+        "import hashlib, numpy as np\n"
+        "from music2vec_hf.synthetic.generator import synthesize_clip\n"
+        "np.random.seed(9)\n"
+        "samples, labels = synthesize_clip(5, 17, 4.0)\n"
+        "print(hashlib.sha256(samples.tobytes() + repr(labels).encode()).hexdigest())\n"
+    )
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout}
+    samples, labels = synthesize_clip(5, 17, 4.0)
+    assert runs == {hashlib.sha256(samples.tobytes() + repr(labels).encode()).hexdigest() + "\n"}
+
+
+def test_a_clip_does_not_depend_on_how_many_follow(corpus, tmp_path):
+    folder, _ = corpus
+    synthesize_corpus(tmp_path / "short", num_clips=3, seed=7, clip_seconds=2.5)
+    short, long = load_synthetic_labels(tmp_path / "short"), load_synthetic_labels(folder)
+    assert short == long[:3]
+    for row in short:
+        assert (tmp_path / "short" / row["file_name"]).read_bytes() == (folder / row["file_name"]).read_bytes()
+
+
+def test_seeds_and_indices_give_different_music():
+    first, other_seed, other_index = (
+        synthesize_clip(0, 0, 3.0),
+        synthesize_clip(1, 0, 3.0),
+        synthesize_clip(0, 10, 3.0),
+    )
+    assert first[1]["genre"] == other_seed[1]["genre"] == other_index[1]["genre"]
+    for other in (other_seed, other_index):
+        assert abs(np.corrcoef(first[0], other[0])[0, 1]) < 0.3
+
+
+def test_the_global_random_state_is_left_alone():
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    synthesize_clip(0, 0, 2.0)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+# Balance
+
+
+def test_splits_hold_60_15_25_percent_and_every_genre_and_key():
+    counts = Counter((split, genre) for genre, _, split in places(400))
+    assert {counts["train", genre] for genre in GENRES} == {24}
+    assert {counts["validation", genre] for genre in GENRES} == {6}
+    assert {counts["test", genre] for genre in GENRES} == {10}
+    assert set(Counter(key for _, key, split in places(400) if split == "train").values()) == {10}
+
+
+def test_forty_clips_give_every_genre_a_place_in_every_split_and_ten_fill_all_splits():
+    assert {(genre, split) for genre, _, split in places(40)} == {
+        (genre, split) for genre in GENRES for split in ("train", "validation", "test")
+    }
+    assert {split for _, _, split in places(10)} == {"train", "validation", "test"}
+
+
+def test_no_label_tells_another_one():
+    """Within a genre the training split walks through all 24 keys, half of them minor, before one comes back."""
+    train = [(genre, key) for genre, key, split in places(400) if split == "train"]
+    assert set(Counter(train).values()) == {1} and len(train) == 240
+    for genre in GENRES:
+        early = [key for name, key in train if name == genre][:8]
+        assert sum(key.endswith("minor") for key in early) == 4
+
+
+def test_keys_are_the_24_labels_with_flats():
+    assert len(KEYS) == len(set(KEYS)) == 24
+    assert KEYS[1] == "Db major" and KEYS[-2] == "Bb minor" and not any("#" in key for key in KEYS)
+
+
+def test_tags_are_neither_rare_nor_everywhere(clips):
+    counts = Counter(tag for _, labels in clips for tag in labels["tags"])
+    shares = np.array([counts[tag] / len(clips) for tag in TAGS])
+    assert len(TAGS) == 28 and set(counts) <= set(TAGS)
+    assert shares.min() >= 0.01 and shares.max() <= 0.8
+    assert 0.15 < shares.mean() < 0.25
+
+
+def test_arousal_and_valence_spread_and_are_not_one_variable(clips):
+    affect = np.array([(labels["arousal"], labels["valence"]) for _, labels in clips])
+    assert np.all(np.abs(affect) < 1) and np.all(np.abs(affect.mean(axis=0)) < 0.12)
+    assert np.all((affect.std(axis=0) > 0.28) & (affect.std(axis=0) < 0.5))
+    assert 0 < np.corrcoef(affect.T)[0, 1] < 0.6
+
+
+# Labels are true of the music
+
+
+def test_chroma_of_the_audio_agrees_with_the_key(clips):
+    """Krumhansl's template on a plain chroma names the key in most clips; chance is 1 in 24."""
+    profiles = np.array([np.roll(PROFILES[mode], tonic) for mode in ("major", "minor") for tonic in range(12)])
+    profiles = (profiles - profiles.mean(axis=1, keepdims=True)) / profiles.std(axis=1, keepdims=True)
+    hz = np.fft.rfftfreq(8192, 1 / 16_000)
+    heard = (hz > 60) & (hz < 1000)
+    pitch_class = np.round(69 + 12 * np.log2(np.maximum(hz, 1) / 440)).astype(int) % 12
+    right = []
+    for samples, labels in clips[:100]:
+        frames = np.lib.stride_tricks.sliding_window_view(samples, 8192)[::4096] * np.hanning(8192)
+        spectrum = np.sqrt(np.abs(np.fft.rfft(frames))).mean(axis=0)
+        chroma = np.array([spectrum[heard & (pitch_class == value)].mean() for value in range(12)])
+        right.append(KEYS[int((profiles @ (chroma - chroma.mean())).argmax())] == labels["key"])
+    assert 0.35 < np.mean(right) < 0.9
+
+
+def test_metre_and_swing_follow_the_genre(clips):
+    for _, labels in clips:
+        assert ("triple_or_compound" in labels["tags"]) == (labels["genre"] in ("waltz", "jig"))
+        assert ("swung" in labels["tags"]) == (labels["genre"] in ("swing", "blues"))
+        assert ("minor" in labels["tags"]) == labels["key"].endswith("minor")
+
+
+@pytest.mark.parametrize("genre, period", [("waltz", 3), ("house", 4)])
+def test_the_bass_marks_the_bar(genre, period):
+    """Bass onsets repeat after a bar of three or four beats, up to the human jitter."""
+    for index in range(GENRES.index(genre), 60, 10):
+        score = synthesize_score(1, index)
+        onsets = np.array([note.onset for note in score.notes if note.role == "bass"])
+        bar = period * 60 / score.spec.bpm
+        later = onsets[onsets < 10 - bar - 0.1] + bar
+        assert all(np.abs(onsets - onset).min() < 0.06 for onset in later)
+
+
+def test_an_instrument_counts_only_if_it_sounds():
+    for index in range(20):
+        score = synthesize_score(2, index, 4.0)
+        sounding = {score.spec.instruments[note.role] for note in score.notes}
+        assert sounding == set(synthesize_clip(2, index, 4.0)[1]["tags"]) - set(OTHER_TAGS)
+        assert all(note.onset < 4.0 and note.onset + note.seconds > 0 for note in score.notes)
+
+
+def test_every_table_entry_can_be_played():
+    assert set(INSTRUMENTS) == set(TIMBRES) and len(STYLES) == 10
+    for major, minor in PROGRESSIONS.values():
+        assert all(parse_chord(symbol).intervals for line in major + minor for symbol in line.split())
+
+
+# Levels
+
+
+def test_levels_are_in_range_and_no_clip_is_silent(clips):
+    level = np.array([20 * np.log10(np.sqrt(np.mean(samples**2))) for samples, _ in clips])
+    assert -23.6 < level.mean() < -22.4 and 1.5 < level.std() < 2.5
+    assert all(samples.dtype == np.float32 and np.isfinite(samples).all() for samples, _ in clips)
+    assert all(0.05 < np.abs(samples).max() < 0.98 for samples, _ in clips)
+
+
+def test_no_label_depends_on_the_absolute_level(clips):
+    """With 120 clips a correlation of 0.3 would be seen once in a thousand such corpora."""
+    level = np.array([np.log(np.sqrt(np.mean(samples**2))) for samples, _ in clips])
+    for name in ("arousal", "valence"):
+        assert abs(np.corrcoef(level, [labels[name] for _, labels in clips])[0, 1]) < 0.3
+    for tag in ("drums", "minor", "dense", "fast"):
+        assert abs(np.corrcoef(level, [tag in labels["tags"] for _, labels in clips])[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("clip_seconds", [2.0, 10.0, 30.0, 4.00003])
+def test_duration_is_exact(clip_seconds):
+    samples, labels = synthesize_clip(0, 4, clip_seconds)
+    assert len(samples) == round(16_000 * clip_seconds) and labels["duration"] == len(samples) / 16_000
+
+
+# The corpus on disk
+
+
+def test_corpus_holds_what_its_metadata_says(corpus):
+    folder, summary = corpus
+    rows = load_synthetic_labels(folder)
+    assert len(rows) == 40 and tuple(rows[0]) == COLUMNS
+    for row in rows:
+        info = soundfile.info(folder / row["file_name"])
+        assert (info.samplerate, info.channels, info.format, info.subtype) == (16_000, 1, "FLAC", "PCM_16")
+        assert info.frames == 40_000 and row["duration"] == 2.5
+        assert row["file_name"] == f"audio/{row['split']}/{row['track_id']}.flac"
+    assert json.loads((folder / "synth.json").read_text()) == summary
+    assert summary["splits"] == dict(Counter(row["split"] for row in rows))
+    assert summary["keys"] == list(KEYS) and summary["tags"] == list(TAGS) and summary["genres"] == list(GENRES)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "audio", "metadata.csv", "synth.json"]
+
+
+def test_splits_share_no_composition(corpus):
+    splits = {}
+    for row in load_synthetic_labels(corpus[0]):
+        splits.setdefault(row["composition_id"], set()).add(row["split"])
+    assert all(len(members) == 1 for members in splits.values())
+
+
+def test_written_audio_is_the_clip_to_16_bits(corpus):
+    row = load_synthetic_labels(corpus[0])[11]
+    samples, labels = synthesize_clip(7, 11, 2.5)
+    written, _ = soundfile.read(corpus[0] / row["file_name"], dtype="float32")
+    assert np.abs(written - samples).max() <= 1 / 32768
+    assert labels == {name: row[name] for name in COLUMNS if name != "file_name"}
+
+
+def test_card_says_that_it_is_synthetic(corpus):
+    card = (corpus[0] / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc0-1.0\n")
+    assert "**The audio is synthetic**" in card and "not human ratings" in card
+    assert "music2vec synth OUT --clips 40 --seed 7 --clip-seconds 2.5" in card
+
+
+def test_the_same_corpus_is_kept_and_anything_else_refused(corpus, tmp_path):
+    folder, summary = corpus
+    assert synthesize_corpus(folder, num_clips=40, seed=7, clip_seconds=2.5) == summary
+    with pytest.raises(ValueError, match="already holds something else"):
+        synthesize_corpus(folder, num_clips=41, seed=7, clip_seconds=2.5)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="already holds something else"):
+        synthesize_corpus(tmp_path, num_clips=1, seed=0)
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def test_a_killed_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("music2vec_hf.synthetic.generator._write_metadata", killed)
+        with pytest.raises(KeyboardInterrupt):
+            synthesize_corpus(tmp_path / "out", num_clips=2, seed=0, clip_seconds=2.0)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial" / "synth.json").exists()
+    synthesize_corpus(tmp_path / "out", num_clips=2, seed=0, clip_seconds=2.0)
+    assert not (tmp_path / "out.partial").exists() and len(load_synthetic_labels(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"num_clips": 0}, "`num_clips` is 0, but it must be a whole number from 1"),
+        ({"num_clips": 2.5}, "`num_clips` is 2.5"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"clip_seconds": 0.5}, "`clip_seconds` is 0.5, but it must be a number of seconds from 2.0 to 120.0"),
+        ({"clip_seconds": float("nan")}, "`clip_seconds` is nan"),
+        ({"num_proc": 0}, "`num_proc` is 0"),
+    ],
+)
+def test_bad_arguments_are_refused_with_one_sentence(tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
+        synthesize_corpus(tmp_path / "out", **{"num_clips": 2, "seed": 0, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_are_named(corpus, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no metadata.csv"):
+        load_synthetic_labels(tmp_path)
+    (tmp_path / "metadata.csv").write_bytes((corpus[0] / "metadata.csv").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"40 of the 40 audio files .* the first is audio/"):
+        load_synthetic_labels(tmp_path)
+    with (tmp_path / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerow(["file_name", "label"])
+    with pytest.raises(ValueError, match="but a synthetic corpus has"):
+        load_synthetic_labels(tmp_path)
