@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from music2vec_hf.data.audio import read_audio
+from music2vec_hf.audio.reading import read_audio
 
 from music2vec_hf import Music2VecFeatureExtractor
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from music2vec_hf.frontend_music2vec import Music2VecFeatureEncoder
+from music2vec_hf.model.frontend_music2vec import Music2VecFeatureEncoder
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder
 
 from music2vec_hf import Music2VecConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from music2vec_hf.modeling_music2vec import channel_std, data2vec_loss
+from music2vec_hf.model.modeling_music2vec import channel_std, data2vec_loss
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,

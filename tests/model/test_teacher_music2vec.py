@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from music2vec_hf import EMATeacher, Music2VecForPreTraining
-from music2vec_hf.hub import convert_fairseq_state_dict
+from music2vec_hf.hub.conversion import convert_fairseq_state_dict
 
 
 def moved(student, by=1.0):
