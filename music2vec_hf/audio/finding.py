@@ -287,4 +287,12 @@ def _check_complete(folder: Path, by_split: dict[str, list[str]]) -> None:
             )
 
 
-__all__ = ["FoundCorpus", "audio_name", "choose_splits", "encoded_audio", "find_corpus", "name_audio_column", "open_files"]
+__all__ = [
+    "FoundCorpus",
+    "audio_name",
+    "choose_splits",
+    "encoded_audio",
+    "find_corpus",
+    "name_audio_column",
+    "open_files",
+]

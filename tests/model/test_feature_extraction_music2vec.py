@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from music2vec_hf.audio.reading import read_audio
 
 from music2vec_hf import Music2VecFeatureExtractor
+from music2vec_hf.audio.reading import read_audio
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from music2vec_hf.model.frontend_music2vec import Music2VecFeatureEncoder
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder
 
 from music2vec_hf import Music2VecConfig
+from music2vec_hf.model.frontend_music2vec import Music2VecFeatureEncoder
 
 SHAPES = {
     "the paper's": ([10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]),

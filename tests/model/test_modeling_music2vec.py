@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from music2vec_hf.model.modeling_music2vec import channel_std, data2vec_loss
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
@@ -21,6 +20,7 @@ from music2vec_hf import (
     Music2VecForSequenceClassification,
     Music2VecModel,
 )
+from music2vec_hf.model.modeling_music2vec import channel_std, data2vec_loss
 
 
 def plain_twin(model: Music2VecModel) -> Data2VecAudioModel:
