@@ -1,0 +1,128 @@
+"""Pages, cards and readmes from jinja templates that lie beside their callers; Markdown tables; figures as PNG.
+
+A template `name.html.jinja` extends `page.html.jinja`, the frame of all pages, and what is put into it is escaped. In
+`name.md.jinja` the names of others (tags, tracks, sources) go through the filters `text` or `code`, or into `table`.
+"""
+
+import base64
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jinja2
+
+_COMMON = Path(__file__).parent
+# Characters that Markdown or HTML would take for markup; an underscore within a word is none.
+_MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])|^[#>~]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+class Markdown(str):
+    """Text that is Markdown already, so that nothing in it is escaped."""
+
+
+def render(template: Path, **content) -> str:
+    """Fill a template.
+
+    Args:
+        template (`Path`): `name.html.jinja` or `name.md.jinja`.
+        content: its variables.
+
+    Returns:
+        `str`: text that UTF-8 can hold; bytes of a file name that are not UTF-8 are written as `\\xe9`.
+
+    Raises:
+        jinja2.UndefinedError: if the template uses a variable that is not given.
+    """
+    is_page = template.name.endswith(".html.jinja")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, _COMMON]),
+        autoescape=is_page,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"text": markdown_text, "code": markdown_code}
+    environment.globals["table"] = markdown_table
+    text = printable(environment.get_template(template.name).render(**content))
+    return text if is_page else re.sub(r"\n{3,}", "\n\n", text)
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file name that are not UTF-8 become `\\xe9` and the like."""
+
+    def written(match: re.Match) -> str:
+        number = ord(match[0])
+        return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
+
+    return _SURROGATE.sub(written, text)
+
+
+def markdown_text(text: object) -> str:
+    """Anything as one line of Markdown that shows it as it is; [`Markdown`] is not escaped."""
+    if isinstance(text, Markdown):
+        return text
+    line = _MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
+    return Markdown(_ENTITY.sub("&amp;", line).replace("<", "&lt;"))
+
+
+def markdown_code(text: object) -> str:
+    """Anything as code within a line, in as many backticks as it needs."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") or not line else ""
+    return Markdown(f"{fence}{space}{line}{space}{fence}")
+
+
+def markdown_table(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table whose columns are aligned in plain text, too: all but the first to the right.
+
+    Args:
+        header: titles of the columns.
+        rows: cells, which are escaped unless they are [`Markdown`].
+    """
+    lines = [[re.sub(r"(?<!\\)\|", r"\\|", markdown_text(cell)) for cell in line] for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
+    text = []
+    for first, *others in lines:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        text.append(f"| {' | '.join(cells)} |")
+    return Markdown("\n".join([text[0], f"|{'|'.join(rule)}|", *text[1:]]))
+
+
+def save_figure(figure, path: str | os.PathLike, dpi: int = 130) -> Path:
+    """Write a `matplotlib.figure.Figure` as PNG; the folders above are made, and no display is needed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=dpi)
+    return path
+
+
+def figure_as_base64(figure, dpi: int = 130) -> str:
+    """A `matplotlib.figure.Figure` as the base64 of a PNG, to be put into a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return as_base64(buffer.getvalue())
+
+
+def as_base64(data: bytes) -> str:
+    """Bytes as base64, for `data:` addresses in a page."""
+    return base64.b64encode(data).decode()
+
+
+__all__ = [
+    "Markdown",
+    "as_base64",
+    "figure_as_base64",
+    "markdown_code",
+    "markdown_table",
+    "markdown_text",
+    "printable",
+    "render",
+    "save_figure",
+]
