@@ -1,5 +1,6 @@
 """One fine-tuning run from settings to a model that `pipeline("audio-classification")` serves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.finetuning import metrics
 from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer, standardise_features
-from music2vec_hf.finetuning.arguments import FinetuneArguments
+from music2vec_hf.finetuning.arguments import FinetuneArguments, parse_arguments
 from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
 from music2vec_hf.finetuning.labels import Labels, class_weights, find_labels
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
@@ -68,6 +69,24 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
         extractor.save_pretrained(output)
         trainer.save_metrics("all", results, combined=False)
     return results
+
+
+def finetune_from_yaml(argv: Sequence[str]) -> str:
+    """Fine-tune by `CONFIG.yaml [--name value ...]`: the verb `music2vec finetune`.
+
+    Args:
+        argv (`Sequence[str]`): as in [`parse_arguments`].
+
+    Returns:
+        `str`: the scores and where the model is, in lines for a person.
+
+    Raises:
+        ValueError: as [`parse_arguments`] and [`finetune`].
+        OSError: if the file cannot be opened.
+    """
+    args = parse_arguments(argv)
+    lines = [f"{name:<28}{value:.4f}" for name, value in finetune(args).items()]
+    return "\n".join([*lines, f"The model is in {args.output_dir}."])
 
 
 def _load(args: FinetuneArguments, labels: Labels, targets):
@@ -131,4 +150,4 @@ def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: 
     )
 
 
-__all__ = ["finetune"]
+__all__ = ["finetune", "finetune_from_yaml"]
