@@ -2,6 +2,8 @@
 
 import importlib
 
+from music2vec_hf.moved import keep_old_paths
+
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -81,5 +83,6 @@ def _register() -> None:
     PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = Music2VecAudioClassificationPipeline
 
 
+keep_old_paths()
 _check_torchaudio()
 _register()

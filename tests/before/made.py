@@ -29,7 +29,7 @@ RECIPE = {
 
 
 def write_songs(folder: Path) -> None:
-    """Songs `split/label/number.wav` of one second: whole numbers only, so that every machine writes the same bytes."""
+    """Songs `split/label/number.wav` of one second; of whole numbers, so that every machine writes the same bytes."""
     for split, count in SPLITS.items():
         for number in range(count):
             label = ("low", "high")[number % 2]

@@ -1,0 +1,55 @@
+"""Import paths of version 0.1.0 that have moved: they go on working, with a DeprecationWarning."""
+
+import importlib
+import sys
+import warnings
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Old module -> the new modules that its public names are in; none for a package that is gone.
+MOVED: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "data.audio": ("audio.reading", "audio.decoding", "audio.resampling"),
+    "data.clips": ("corpus.clips",),
+    "data.corpus": ("corpus.loading", "corpus.prepare"),
+    "push": ("hub.push",),
+}
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds an old module: the new one itself where it is one, else a module that looks its names up in several."""
+
+    def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
+        """The spec of an old module's name; None for every other name."""
+        package, _, name = fullname.partition(".")
+        if package != "music2vec_hf" or name not in MOVED:
+            return None
+        return ModuleSpec(fullname, self, is_package=not MOVED[name])
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Load what the old module stands for now."""
+        old = module.__name__.partition(".")[2]
+        found = [importlib.import_module(f"music2vec_hf.{name}") for name in MOVED[old]]
+        if found:
+            places = ", ".join(new.__name__ for new in found)
+            warnings.warn(f"{module.__name__} has moved; import from {places}.", DeprecationWarning, stacklevel=2)
+        if len(found) == 1:
+            sys.modules[module.__name__] = found[0]
+
+        def look_up(name: str):
+            for new in found:
+                if hasattr(new, name):
+                    return getattr(new, name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__getattr__ = look_up
+
+
+def keep_old_paths() -> None:
+    """Let Python find the old modules, once."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
+
+
+__all__ = ["MOVED", "MovedModules", "keep_old_paths"]

@@ -1,0 +1,48 @@
+"""Import paths of version 0.1.0 go on working."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from music2vec_hf.moved import MOVED
+
+NAMES = [
+    ("data.audio", "read_audio"),
+    ("data.audio", "AudioReader"),
+    ("data.audio", "AudioError"),
+    ("data.audio", "SAMPLING_RATE"),
+    ("data.clips", "AudioReader"),
+    ("data.corpus", "load_corpus"),
+    ("data.corpus", "prepare_corpus"),
+    ("push", "make_publication"),
+]
+
+
+@pytest.mark.parametrize(("old", "name"), NAMES)
+def test_an_old_module_has_the_names_that_it_had(old, name):
+    sys.modules.pop(f"music2vec_hf.{old}", None)
+    with pytest.warns(DeprecationWarning, match=MOVED[old][0]):
+        module = importlib.import_module(f"music2vec_hf.{old}")
+    assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_every_old_module_leads_somewhere(old):
+    assert [importlib.util.find_spec(f"music2vec_hf.{new}").name for new in MOVED[old]] == [
+        f"music2vec_hf.{new}" for new in MOVED[old]
+    ]
+
+
+def test_from_a_package_that_is_gone():
+    code = "from music2vec_hf.data import clips; import music2vec_hf.corpus.clips as new; assert clips is new"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_a_module_that_never_was():
+    with pytest.raises(ModuleNotFoundError, match="music2vec_hf.data.nothing"):
+        importlib.import_module("music2vec_hf.data.nothing")
+    module = importlib.import_module("music2vec_hf.data.audio")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = module.no_such_name
