@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.results import (
     Predictions,
     difference_as_dict,
     load_predictions,
     paired_difference_of_predictions,
-    read_results,
 )
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -74,8 +74,8 @@ def run_demo(output: str | Path = "demo", seed: int = 1) -> Path:
     Raises:
         ValueError: if a stage fails; its own message stands above.
     """
+    from music2vec_hf.common.results import read_results
     from music2vec_hf.probing.report_tables import format_table, verdicts
-    from music2vec_hf.probing.results import read_results
 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,17 @@ def read_json(path: str | os.PathLike, advice: str = "save or copy it again") ->
     Raises:
         ValueError: if it is not JSON in UTF-8, or no object.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); {advice}.") from error
+    content = _parse(path, advice)
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' is not a JSON object; {advice}.")
     return content
+
+
+def _parse(path: str | os.PathLike, advice: str):
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is not JSON ({error}); {advice}.") from error
 
 
 def read_results(path: str | os.PathLike) -> dict:
@@ -44,17 +48,16 @@ def read_results(path: str | os.PathLike) -> dict:
     path = path / RESULTS if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"There are no results at '{path}'; `music2vec probe` writes them.")
-    content = read_json(path, "write it again with `music2vec probe`")
-    if content.get("format_version") != FORMAT_VERSION or "records" not in content:
-        raise ValueError(
-            f"'{path}' is no results file of format {FORMAT_VERSION}; write it again with `music2vec probe`."
-        )
+    advice = "write it again with `music2vec probe`"
+    content = _parse(path, advice)
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION or "records" not in content:
+        raise ValueError(f"'{path}' is no results file of format {FORMAT_VERSION}; {advice}.")
     return content
 
 
 def write_results(folder: str | os.PathLike, content: Mapping) -> Path:
     """Write `results.json` into a folder, whole or not at all; the format's number is added. Returns its path."""
-    return write_json(Path(folder) / RESULTS, with_format(content))
+    return write_json(Path(folder) / RESULTS, with_format(content), indent=1)
 
 
 def with_format(content: Mapping) -> dict:

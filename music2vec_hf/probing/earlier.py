@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
-from music2vec_hf.probing.results import read_results
+from music2vec_hf.common.results import read_results
 
 EARLIER = "earlier"
 

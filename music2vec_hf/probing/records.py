@@ -6,19 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from music2vec_hf.common.results import write_results
 from music2vec_hf.probing.bootstrap import interval
 from music2vec_hf.probing.choosing import Choice
 from music2vec_hf.probing.earlier import set_aside
 from music2vec_hf.probing.evaluation import ProbeResult
 from music2vec_hf.probing.results import (
-    FORMAT_VERSION,
     averages,
     difference_as_dict,
     file_stem,
     paired_difference_of_predictions,
     resampled_task_values,
     value_metrics,
-    write_json,
 )
 
 
@@ -139,11 +138,10 @@ class Collected:
         for name, by_task in self.results.items():
             for task, result in by_task.items():
                 result.predictions.save(self.output / _predictions_file(name, task))
-        return write_json(self.output / "results.json", content)
+        return write_results(self.output, content)
 
     def _content(self, search: str, split_sizes: Mapping[str, dict]) -> dict:
         return {
-            "format_version": FORMAT_VERSION,
             "protocol": search,
             "layers": self._layers,
             "window_seconds": self.window_seconds,

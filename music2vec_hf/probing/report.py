@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jinja2
 
+from music2vec_hf.common.files import write_json
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.published import comparison
 from music2vec_hf.probing.report_figures import draw_all
 from music2vec_hf.probing.report_tables import (
@@ -22,7 +24,6 @@ from music2vec_hf.probing.report_tables import (
     table_rows,
     verdicts,
 )
-from music2vec_hf.probing.results import read_results, write_json
 
 __all__ = ["read_metrics", "write_report"]
 
@@ -142,7 +143,7 @@ def write_report(
     path = output / "report.html"
     path.write_text(environment.get_template("report.html").render(**content), encoding="utf-8")
     (output / "report.md").write_text(_markdown(content, merged), encoding="utf-8")
-    write_json(output / "layer_guide.json", {"layers": content["guide"]})
+    write_json(output / "layer_guide.json", {"layers": content["guide"]}, indent=1)
     return path
 
 

@@ -5,8 +5,6 @@ sources, also of different runs, can be compared on the same resampled test trac
 """
 
 import importlib.metadata
-import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from music2vec_hf.common.files import write_npz
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.bootstrap import NUM_RESAMPLES, interval, resampled_scores, task_counts
-from music2vec_hf.probing.feature_cache import write_npz
 from music2vec_hf.probing.metrics import compute_metric
 from music2vec_hf.probing.tasks.loading import TASKS
 
-FORMAT_VERSION = 1
 LIBRARIES = ("music2vec_hf", "torch", "transformers", "numpy", "scikit-learn", "mir_eval")
 
 
@@ -44,7 +42,7 @@ class Predictions:
     def save(self, path: str | Path) -> None:
         """Write to an npz file, whole or not at all."""
         text = {name: np.array(getattr(self, name)) for name in ("task", "labels", "track_ids")}
-        write_npz(Path(path), text | {"references": self.references, "outputs": self.outputs})
+        write_npz(path, text | {"references": self.references, "outputs": self.outputs})
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictions":
@@ -72,38 +70,6 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[library] = "not installed"
     return versions
-
-
-def write_json(path: str | Path, content: dict) -> Path:
-    """Write JSON to a file that is either whole or unchanged."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-    return path
-
-
-def read_results(path: str | Path) -> dict:
-    """Read a `results.json`, given itself or its folder.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is no file of ours, or of a later format.
-    """
-    path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"There are no results at '{path}'; `music2vec probe` writes them.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); write it again with `music2vec probe`.") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION or "records" not in content:
-        raise ValueError(
-            f"'{path}' is no results file of format {FORMAT_VERSION}; write it again with `music2vec probe`."
-        )
-    return content
 
 
 def value_metrics(task: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def test_results_come_back_from_file_or_folder(tmp_path):
     [
         (b"{", "not JSON"),
         (b"\xff{}", "not JSON"),
-        (b"[]", "not a JSON object"),
+        (b"[]", "format 1"),
         (b"{}", "format 1"),
         (b'{"format_version": 2, "records": []}', "format 1"),
     ],

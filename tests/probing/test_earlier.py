@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from music2vec_hf import Music2VecModel
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.report import write_report
-from music2vec_hf.probing.results import load_predictions, read_results
+from music2vec_hf.probing.results import load_predictions
 
 
 @pytest.fixture

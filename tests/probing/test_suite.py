@@ -10,13 +10,13 @@ import pytest
 from toy_datasets import build_emomusic, build_giantsteps, gtzan_subset
 from toy_tasks import SEARCH, toy_task
 
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.results import (
     Predictions,
     averages,
     paired_difference,
     paired_difference_of_predictions,
-    read_results,
 )
 from music2vec_hf.probing.searches import SEARCHES
 from music2vec_hf.probing.tasks.checking import check_files

@@ -9,7 +9,7 @@ import pytest
 import torchaudio.datasets.gtzan as published
 from toy_datasets import MTT_CLIPS, build_gtzan, build_magnatagatune, gtzan_subset, link, write_tone
 
-from music2vec_hf.probing.results import read_results
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks import loading as tasks
 from music2vec_hf.probing.tasks.checking import describe_check

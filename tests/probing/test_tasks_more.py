@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from toy_audio import write_metadata
 from toy_datasets import write_tone
 
-from music2vec_hf.probing.results import read_results
+from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks import loading as tasks
 from music2vec_hf.probing.tasks import vocalset
