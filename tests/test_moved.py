@@ -41,7 +41,7 @@ def test_from_a_package_that_is_gone():
 
 
 def test_a_module_that_never_was():
-    with pytest.raises(ModuleNotFoundError, match="music2vec_hf.data.nothing"):
+    with pytest.raises(ModuleNotFoundError, match="nothing"):
         importlib.import_module("music2vec_hf.data.nothing")
     module = importlib.import_module("music2vec_hf.data.audio")
     with pytest.raises(AttributeError, match="no_such_name"):
