@@ -12,36 +12,23 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from music2vec_hf.synthetic.card import corpus_card
+from music2vec_hf.common.files import check_new_folder, write_json, write_text, written_aside
 from music2vec_hf.synthetic.labels import SPLITS, TAGS, affect_of, place_of, tags_of
 from music2vec_hf.synthetic.render import SAMPLING_RATE, render, silent_share
-from music2vec_hf.synthetic.score import KEYS, Score, compose, draw_spec
-from music2vec_hf.synthetic.styles import GENRES
+from music2vec_hf.synthetic.score import KEYS, Composer, Score, draw_spec
+from music2vec_hf.synthetic.tables import GENRES
 
 GENERATOR_VERSION = 1  # a change of any sample or label in any clip asks for a new number
-MIN_CLIP_SECONDS, MAX_CLIP_SECONDS = 2.0, 120.0
-MARKER = ".synth-in-progress"  # tells our unfinished output from a folder of somebody else
-COLUMNS = (
-    "file_name",
-    "split",
-    "track_id",
-    "composition_id",
-    "genre",
-    "key",
-    "arousal",
-    "valence",
-    "tags",
-    "duration",
-)
+COLUMNS = tuple("file_name split track_id composition_id genre key arousal valence tags duration".split())
 _STREAMS = {"score": 1, "program": 2, "mix": 3, "labels": 4, "keys": 5}
 
 
@@ -61,13 +48,23 @@ def synthesize_clip(seed: int, index: int, clip_seconds: float = 10.0) -> tuple[
     Raises:
         ValueError: if the seed, the index or the length is out of range.
     """
-    samples, _, labels = _make_clip(seed, index, clip_seconds)
+    place, score, samples = _play(seed, index, clip_seconds)
+    labels = {
+        "split": place["split"],
+        "track_id": f"synth-{seed}-{index:06d}",
+        "composition_id": f"composition-{seed}-{index:06d}",  # one clip per composition, so no split shares one
+        "genre": place["genre"],
+        "key": place["key"],
+        **affect_of(score, _rng(seed, index, "labels")),
+        "tags": tags_of(score),
+        "duration": len(samples) / SAMPLING_RATE,
+    }
     return samples, labels
 
 
 def synthesize_score(seed: int, index: int, clip_seconds: float = 10.0) -> Score:
     """The score behind `synthesize_clip(seed, index, clip_seconds)`: its specification, notes and drum hits."""
-    return _make_clip(seed, index, clip_seconds)[1]
+    return _play(seed, index, clip_seconds)[1]
 
 
 def synthesize_corpus(
@@ -75,9 +72,8 @@ def synthesize_corpus(
 ) -> dict:
     """Write a labelled synthetic corpus: audio, metadata.csv, synth.json and a data set card.
 
-    The corpus is written beside `out` as `<out>.partial` and renamed at the end, so a killed run never leaves an `out`
-    that looks complete. Equal seeds give equal bytes, for any `num_proc`. Where `out` already holds this very corpus,
-    nothing is written.
+    The corpus is written aside and renamed at the end. Equal seeds give equal bytes, for any `num_proc`. Where `out`
+    already holds this very corpus, nothing is written.
 
     Args:
         out: folder to create. It must not exist, be empty, or hold the same corpus.
@@ -96,37 +92,50 @@ def synthesize_corpus(
     out = Path(out)
     _check_range("num_clips", num_clips, 1, 10_000_000)
     _check_range("num_proc", num_proc, 1, 1024)
-    _check_range("seed", seed, 0, 2**63 - 1)
-    _check_range("clip_seconds", clip_seconds, MIN_CLIP_SECONDS, MAX_CLIP_SECONDS)
+    _check_clip(seed, 0, clip_seconds)
     settings = {
         "generator_version": GENERATOR_VERSION,
         "seed": int(seed),
         "num_clips": int(num_clips),
         "clip_seconds": float(clip_seconds),
     }
-    if out.exists() and (summary := _finished_corpus(out, settings)) is not None:
+    if (summary := _finished_corpus(out, settings)) is not None:
         return summary
-
-    partial_out = _fresh_partial(out)
-    write = partial(_write_clip, partial_out, settings["seed"], settings["clip_seconds"])
-    rows = list(_in_order(write, settings["num_clips"], num_proc))
-    _write_metadata(partial_out / "metadata.csv", rows)
-    counts = Counter(row["split"] for row in rows)
-    summary = {
-        **settings,
-        "sampling_rate": SAMPLING_RATE,
-        "splits": {split: counts[split] for split in SPLITS},
-        "genres": list(GENRES),
-        "keys": list(KEYS),
-        "tags": list(TAGS),
-    }
-    (partial_out / "README.md").write_text(corpus_card(summary), encoding="utf-8")
-    (partial_out / "synth.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (partial_out / MARKER).unlink()
-    if out.exists():
-        out.rmdir()  # empty: anything else was refused above
-    partial_out.rename(out)
+    check_new_folder(out, f"this corpus ({settings})")
+    with written_aside(out) as aside:
+        for split in SPLITS:
+            (aside / "audio" / split).mkdir(parents=True)
+        write = partial(_write_clip, aside, settings["seed"], settings["clip_seconds"])
+        rows = list(tqdm(_in_order(write, num_clips, num_proc), total=num_clips, desc="synth", unit="clip"))
+        counts = Counter(row["split"] for row in rows)
+        summary = {
+            **settings,
+            "sampling_rate": SAMPLING_RATE,
+            "splits": {split: counts[split] for split in SPLITS},
+            "genres": list(GENRES),
+            "keys": list(KEYS),
+            "tags": list(TAGS),
+        }
+        with (aside / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**row, "tags": ";".join(row["tags"])} for row in rows)
+        write_text(aside / "README.md", corpus_card(summary))
+        write_json(aside / "synth.json", summary)
     return summary
+
+
+def corpus_card(summary: dict) -> str:
+    """The data set card of a corpus, Markdown with a Hugging Face header; `summary` is what `synthesize_corpus` returns."""
+    command = f"music2vec synth OUT --clips {summary['num_clips']} --seed {summary['seed']}"
+    if summary["clip_seconds"] != 10.0:
+        command += f" --clip-seconds {summary['clip_seconds']:g}"
+    splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
+    hours = summary["num_clips"] * summary["clip_seconds"] / 3600
+    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(template, keep_trailing_newline=True, undefined=jinja2.StrictUndefined).render(
+        {**summary, "command": command, "splits": splits, "hours": hours}
+    )
 
 
 def load_synthetic_labels(folder: str | os.PathLike) -> list[dict]:
@@ -171,42 +180,23 @@ def load_synthetic_labels(folder: str | os.PathLike) -> list[dict]:
 
 
 def _rng(seed: int, index: int, stream: str, attempt: int = 0) -> np.random.Generator:
-    return np.random.default_rng([GENERATOR_VERSION, seed, index, _STREAMS[stream], attempt])
+    return np.random.default_rng([GENERATOR_VERSION, int(seed), int(index), _STREAMS[stream], attempt])
 
 
-def _make_clip(seed: int, index: int, clip_seconds: float) -> tuple[np.ndarray, Score, dict]:
-    _check_range("seed", seed, 0, 2**63 - 1)
-    _check_range("index", index, 0, 2**31 - 1)
-    _check_range("clip_seconds", clip_seconds, MIN_CLIP_SECONDS, MAX_CLIP_SECONDS)
-    seed, index, clip_seconds = int(seed), int(index), float(clip_seconds)
-    tonic_order = _rng(seed, 0, "keys").permutation(12)
-    genre, key, split = place_of(index, tonic_order)
+def _play(seed: int, index: int, clip_seconds: float) -> tuple[dict, Score, np.ndarray]:
+    """The clip's split, genre and key, its score and its samples."""
+    _check_clip(seed, index, clip_seconds)
+    place = place_of(int(index), _rng(seed, 0, "keys").permutation(12))
     for attempt in range(20):
         rng = _rng(seed, index, "score", attempt)
-        score = compose(draw_spec(genre, key, clip_seconds, rng), rng)
+        score = Composer(draw_spec(place["genre"], place["key"], float(clip_seconds), rng), rng).score()
         # Too little music to carry the labels: draw again. The number of notes follows the length of the clip.
         if len(score.notes) < 1.2 * clip_seconds:
             continue
         samples = render(score, _rng(seed, index, "program", attempt), _rng(seed, index, "mix", attempt))
         if silent_share(samples) <= 0.3:
-            break
-    else:
-        raise RuntimeError(f"Clip {index} of seed {seed} stayed nearly silent in 20 draws; please report this.")
-    arousal, valence = affect_of(score, _rng(seed, index, "labels"))
-    name = f"synth-{seed}-{index:06d}"
-    labels = {
-        "split": split,
-        "track_id": name,
-        "composition_id": f"composition-{seed}-{index:06d}",  # one clip per composition, so no split shares one
-        "genre": genre,
-        "key": key,
-        # What metadata.csv holds, digit for digit: a clip and its row in a corpus carry the same labels.
-        "arousal": round(arousal, 6),
-        "valence": round(valence, 6),
-        "tags": tags_of(score),
-        "duration": len(samples) / SAMPLING_RATE,
-    }
-    return samples, score, labels
+            return place, score, samples
+    raise RuntimeError(f"Clip {index} of seed {seed} stayed nearly silent in 20 draws; please report this.")
 
 
 def _write_clip(folder: Path, seed: int, clip_seconds: float, index: int) -> dict:
@@ -217,57 +207,32 @@ def _write_clip(folder: Path, seed: int, clip_seconds: float, index: int) -> dic
 
 
 def _in_order(write, num_clips: int, num_proc: int):
-    """Call `write` for every index and yield the rows in the order of the index, with a progress bar."""
-    progress = partial(tqdm, total=num_clips, desc="synth", unit="clip")
-    if min(num_proc, num_clips) == 1:
-        yield from progress(map(write, range(num_clips)))
+    """Call `write` for every index and yield the rows in the order of the index."""
+    processes = min(num_proc, num_clips)
+    if processes == 1:
+        yield from map(write, range(num_clips))
         return
     # Spawned processes start clean: a forked one may inherit threads of torch in the middle of their work.
-    with multiprocessing.get_context("spawn").Pool(min(num_proc, num_clips)) as pool:
-        yield from progress(pool.imap(write, range(num_clips), chunksize=max(1, min(16, num_clips // num_proc))))
-
-
-def _write_metadata(path: Path, rows: list[dict]):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "tags": ";".join(row["tags"])} for row in rows)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(write, range(num_clips), chunksize=max(1, min(16, num_clips // num_proc)))
 
 
 def _finished_corpus(out: Path, settings: dict) -> dict | None:
-    """The summary of the same corpus at `out`, None if `out` is an empty folder; anything else is refused."""
-    if not out.is_dir():
-        raise ValueError(f"`{out}` is a file, but a corpus is a folder. Name another output folder.")
-    if not any(out.iterdir()):
-        return None
+    """The summary of the same corpus at `out`, `None` if there is something else or nothing."""
     try:
         summary = json.loads((out / "synth.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        summary = {}
+        return None
     if not isinstance(summary, dict) or any(summary.get(name) != value for name, value in settings.items()):
-        raise ValueError(
-            f"`{out}` already holds something else than this corpus ({settings}). Name another folder, or remove it."
-        )
-    load_synthetic_labels(out)
+        return None
+    load_synthetic_labels(out)  # every file is there
     return summary
 
 
-def _fresh_partial(out: Path) -> Path:
-    """An empty `<out>.partial` with folders for the splits. What a killed run left there is removed."""
-    partial_out = out.with_name(out.name + ".partial")
-    marker = partial_out / MARKER
-    if partial_out.exists():
-        if not marker.is_file():
-            raise ValueError(
-                f"`{partial_out}` is needed for unfinished output but holds something else. Remove it or name another "
-                "output folder."
-            )
-        shutil.rmtree(partial_out)
-    partial_out.mkdir(parents=True)
-    marker.touch()
-    for split in SPLITS:
-        (partial_out / "audio" / split).mkdir(parents=True)
-    return partial_out
+def _check_clip(seed: int, index: int, clip_seconds: float):
+    _check_range("seed", seed, 0, 2**63 - 1)
+    _check_range("index", index, 0, 2**31 - 1)
+    _check_range("clip_seconds", clip_seconds, 2.0, 120.0)
 
 
 def _check_range(name: str, value: float, low: float, high: float):

@@ -6,21 +6,11 @@ All labels are parameters of the generator, not human ratings. None depends on t
 import numpy as np
 
 from music2vec_hf.synthetic.score import KEYS, Score
-from music2vec_hf.synthetic.styles import GENRES, INSTRUMENTS
+from music2vec_hf.synthetic.tables import GENRES, TIMBRES
 
 SPLITS = ("train", "validation", "test")
-OTHER_TAGS = (
-    "drums",
-    "fast",
-    "slow",
-    "staccato",
-    "minor",
-    "triple_or_compound",
-    "swung",
-    "dense",
-    "no_melody",
-)
-TAGS = INSTRUMENTS + OTHER_TAGS
+OTHER_TAGS = ("drums", "fast", "slow", "staccato", "minor", "triple_or_compound", "swung", "dense", "no_melody")
+TAGS = (*TIMBRES, *OTHER_TAGS)
 
 # Splits over 20 consecutive clips of a genre: 12 train, 3 validation, 5 test. The first four hold every split, so that
 # forty clips already give each genre a place in each split.
@@ -33,27 +23,23 @@ REGISTER_SPREAD = 3.74  # semitones, uniform over -6..6
 DISSONANCE = {"blues": 1.0, "jazz": 0.6, "sevenths": 0.6}  # by family of progressions; the others 0
 
 
-def place_of(index: int, tonic_order: np.ndarray) -> tuple[str, str, str]:
-    """Genre, key and split of clip number `index`.
+def place_of(index: int, tonic_order: np.ndarray) -> dict[str, str]:
+    """The split, genre and key of clip number `index`.
 
     Genres take turns. Within each genre every split walks through all 24 keys before one comes back, major and minor
     in alternation, so that no label tells anything about another one. `tonic_order` is a permutation of 0..11.
     """
     block, genre = divmod(index, len(GENRES))
-    pattern = _split_pattern(genre)
-    split = pattern[block % 20]
-    rank = block // 20 * pattern.count(split) + pattern[: block % 20].count(split)
-    # 10 x rank runs through the even residues of 24; the last term moves on to the odd ones after twelve.
-    residue = (10 * rank + genre + rank // 12 + {"T": 0, "V": 7, "E": 14}[split]) % 24
-    minor, tonic = residue // 2 % 2, residue // 4 * 2 + residue % 2
-    key = KEYS[12 * minor + tonic_order[tonic]]
-    return GENRES[genre], key, {"T": "train", "V": "validation", "E": "test"}[split]
-
-
-def _split_pattern(genre: int) -> str:
-    """Genres start at different places of the first four, so that even ten clips hold all three splits."""
+    # Genres start at different places of the pattern's first four, so that even ten clips hold all three splits.
     turn = genre % 4
-    return SPLIT_PATTERN[turn:4] + SPLIT_PATTERN[:turn] + SPLIT_PATTERN[4:]
+    pattern = SPLIT_PATTERN[turn:4] + SPLIT_PATTERN[:turn] + SPLIT_PATTERN[4:]
+    mark = pattern[block % 20]
+    split, shift = {"T": ("train", 0), "V": ("validation", 7), "E": ("test", 14)}[mark]
+    rank = block // 20 * pattern.count(mark) + pattern[: block % 20].count(mark)
+    # 10 x rank runs through the even residues of 24; `rank // 12` moves on to the odd ones after twelve.
+    residue = (10 * rank + genre + rank // 12 + shift) % 24
+    minor, tonic = residue // 2 % 2, residue // 4 * 2 + residue % 2
+    return {"split": split, "genre": GENRES[genre], "key": KEYS[12 * minor + tonic_order[tonic]]}
 
 
 def onsets_per_second(score: Score) -> float:
@@ -71,7 +57,6 @@ def tags_of(score: Score) -> list[str]:
     """The tags of a score, in the order of `TAGS`."""
     spec, style = score.spec, score.spec.style
     roles = {note.role for note in score.notes}
-    tags = {instrument for role, instrument in spec.instruments.items() if role in roles}
     facts = {
         "drums": bool(score.hits),
         "fast": spec.bpm > 135,
@@ -83,17 +68,22 @@ def tags_of(score: Score) -> list[str]:
         "dense": onsets_per_second(score) > 10,
         "no_melody": "melody" not in roles,
     }
-    tags |= {name for name, holds in facts.items() if holds}
+    tags = {name for name, holds in facts.items() if holds}
+    tags |= {instrument for role, instrument in spec.instruments.items() if role in roles}
     return [tag for tag in TAGS if tag in tags]
 
 
-def affect_of(score: Score, rng: np.random.Generator) -> tuple[float, float]:
-    """Arousal and valence proxies in (-1, 1): weighted z-scores of the parameters, a little noise, and a tanh."""
+def affect_of(score: Score, rng: np.random.Generator) -> dict[str, float]:
+    """Proxies of arousal and valence in (-1, 1): weighted z-scores of the parameters, a little noise, and a tanh."""
     spec = score.spec
-    tempo = _z(spec.bpm, TEMPO_STATS)
-    density = _z(np.log2(max(onsets_per_second(score), 0.5)), DENSITY_STATS)
+
+    def z_score(value, stats):
+        return (value - stats[0]) / stats[1]
+
+    tempo = z_score(spec.bpm, TEMPO_STATS)
+    density = z_score(np.log2(max(onsets_per_second(score), 0.5)), DENSITY_STATS)
     dynamics, staccato, brightness = (
-        _z(spec.controls[name], CONTROL_STATS) for name in ("dynamics", "articulation", "brightness")
+        z_score(spec.controls[name], CONTROL_STATS) for name in ("dynamics", "articulation", "brightness")
     )
     arousal = 0.34 * tempo + 0.26 * density + 0.20 * dynamics + 0.12 * staccato + 0.12 * brightness
     mode = 1.0 if spec.mode == "major" else -1.0
@@ -101,8 +91,6 @@ def affect_of(score: Score, rng: np.random.Generator) -> tuple[float, float]:
     valence = 0.50 * mode + 0.38 * spec.register_shift / REGISTER_SPREAD + 0.20 * tempo - 0.35 * dissonance
     valence += 0.16 * staccato + 0.16 * brightness - 0.10 * dynamics
     noise = rng.normal(0, 0.1, size=2)
-    return float(np.tanh(0.6 * arousal + noise[0])), float(np.tanh(0.6 * valence + noise[1]))
-
-
-def _z(value: float, stats: tuple[float, float]) -> float:
-    return (value - stats[0]) / stats[1]
+    # Six digits, as metadata.csv holds them: a clip and its row in a corpus carry the same labels.
+    values = {"arousal": np.tanh(0.6 * arousal + noise[0]), "valence": np.tanh(0.6 * valence + noise[1])}
+    return {name: round(float(value), 6) for name, value in values.items()}

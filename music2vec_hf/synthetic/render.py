@@ -1,17 +1,17 @@
 """Renderer of the synthetic corpus: a score becomes 16 kHz mono float32 audio, with numpy and one FFT filter per clip.
 
-Three steps: each role is played into a stem by a voice whose program is redrawn for the clip; stems are brought to
-equal loudness and mixed; the mix passes through the nuisances of a recording (equaliser, room, noise floor) and leaves
-at a level that no label knows of.
+Each role is played into a stem by a voice whose program is redrawn for the clip. Stems are brought to equal loudness
+and mixed. The mix passes through the nuisances of a recording (equaliser, room, noise floor) and leaves at a level
+that does not depend on any label.
 """
 
-from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.fft
 
 from music2vec_hf.synthetic.score import Score
-from music2vec_hf.synthetic.timbres import DRUM_KITS, SUSTAINED, TIMBRES, DrumSound, Timbre
+from music2vec_hf.synthetic.tables import DRUM_KITS, TIMBRES
 
 SAMPLING_RATE = 16_000
 NUM_HARMONICS = 48
@@ -24,43 +24,34 @@ BAND_VELOCITY = np.array([0.6, 1.2, 1.9])  # harder notes are louder and, above 
 
 
 def render(score: Score, program_rng: np.random.Generator, mix_rng: np.random.Generator) -> np.ndarray:
-    """Play a score.
+    """Play a score: float32 samples `[N]` in (-1, 1), N = clip_seconds x 16,000 rounded.
 
-    Args:
-        score: the notes and drum hits of one clip.
-        program_rng: draws the sounds (timbre programs, drums, tuning).
-        mix_rng: draws the mix (stem levels, equaliser, room, noise floor, final level).
-
-    Returns:
-        float32 samples `[N]` in (-1, 1), N = clip_seconds x 16,000 rounded.
+    `program_rng` draws the sounds (timbre programs, drums, tuning), `mix_rng` the mix (stem levels, equaliser, room,
+    noise floor, final level).
     """
-    num_samples = round(score.spec.clip_seconds * SAMPLING_RATE)
-    stems = _play_notes(score, num_samples, program_rng)
+    spec, num_samples = score.spec, round(score.spec.clip_seconds * SAMPLING_RATE)
+    tuning_cents = program_rng.normal(0, 6)
+    longest = max((note.seconds for note in score.notes), default=1.0) + 0.6
+    stems = {role: np.zeros(num_samples, np.float32) for role in spec.instruments}
+    voices = {
+        role: Voice(TIMBRES[instrument], spec.controls["brightness"], tuning_cents, longest, program_rng)
+        for role, instrument in spec.instruments.items()
+    }
+    for note in score.notes:
+        _place(stems[note.role], voices[note.role].note(note.pitch, note.seconds, note.velocity), note.onset)
     if score.hits:
-        stems.append(_play_drums(score, num_samples, program_rng))
-    return _record(_mix(stems, num_samples, mix_rng), mix_rng)
+        stems["drums"] = np.zeros(num_samples, np.float32)
+        # All sounds of the kit are drawn, used or not: the draw of one does not depend on the pattern.
+        sounds = {name: _render_drum(sound, program_rng) for name, sound in DRUM_KITS[spec.kit].items()}
+        for hit in score.hits:
+            _place(stems["drums"], sounds[hit.sound] * np.float32(hit.velocity), hit.onset)
+    return _record(_mix(list(stems.values()), mix_rng), mix_rng)
 
 
 def silent_share(samples: np.ndarray, frame: int = 800, floor_db: float = -60.0) -> float:
     """Share of frames of 50 ms whose RMS lies under `floor_db` dBFS."""
     frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
     return float(np.mean(np.mean(frames**2, axis=1) < 10 ** (floor_db / 10))) if len(frames) else 0.0
-
-
-# Notes
-
-
-def _play_notes(score: Score, num_samples: int, rng: np.random.Generator) -> list[np.ndarray]:
-    tuning_cents = rng.normal(0, 6)
-    longest = max((note.seconds for note in score.notes), default=1.0) + 0.6
-    voices, stems = {}, {}
-    for role, instrument in score.spec.instruments.items():
-        voices[role] = Voice(TIMBRES[instrument], score.spec.controls["brightness"], tuning_cents, longest, rng)
-        stems[role] = np.zeros(num_samples, np.float32)
-    for note in score.notes:
-        sound = voices[note.role].note(note.pitch, note.seconds, note.velocity)
-        _place(stems[note.role], sound, note.onset)
-    return list(stems.values())
 
 
 def _place(stem: np.ndarray, sound: np.ndarray, onset: float):
@@ -73,15 +64,11 @@ def _place(stem: np.ndarray, sound: np.ndarray, onset: float):
 class Voice:
     """One instrument with a program of its own: every number of its timbre is redrawn around the table's value.
 
-    Args:
-        timbre: the centre of the draw.
-        brightness: in [0, 1]; tilts the spectrum by up to +-0.4 in the exponent of the harmonics.
-        tuning_cents: deviation of the whole clip from 440 Hz.
-        longest: seconds of the longest note, release included; envelopes are computed once for that length.
-        rng: draws the program.
+    `brightness` in [0, 1] tilts the spectrum by up to +-0.4 in the exponent of the harmonics, `tuning_cents` is the
+    clip's deviation from 440 Hz, and envelopes are computed once for `longest` seconds, release included.
     """
 
-    def __init__(self, timbre: Timbre, brightness: float, tuning_cents: float, longest: float, rng):
+    def __init__(self, timbre: SimpleNamespace, brightness: float, tuning_cents: float, longest: float, rng):
         def vary(value, spread):
             return value * np.exp(spread * rng.standard_normal())
 
@@ -99,8 +86,8 @@ class Voice:
         depth, rate = np.log(2) / 1200 * vary(timbre.vibrato_cents, 0.25), rng.uniform(4.6, 6.4)
         sway = np.minimum(time / 0.35, 1) * np.sin(2 * np.pi * rate * time + 2 * np.pi * rng.random())
         self.time = time + depth / (2 * np.pi * rate) * sway
-        decays = [vary(decay, 0.15) if decay < SUSTAINED else SUSTAINED for decay in timbre.decays]
-        self.sustained = min(decays) == SUSTAINED
+        decays = [vary(decay, 0.15) if decay < np.inf else np.inf for decay in timbre.decays]
+        self.sustained = min(decays) == np.inf
         self.decays = np.stack([np.exp(-time / decay) for decay in decays]).astype(np.float32)
         attack = vary(timbre.attack, 0.2)
         self.attack = np.minimum(np.arange(1, int(attack * SAMPLING_RATE) + 2) / (attack * SAMPLING_RATE), 1) ** 0.7
@@ -113,58 +100,61 @@ class Voice:
             for ratio, amplitude, decay in timbre.partials
         ]
         self.partial_tilt = 0.8 * (brightness - 0.5)
-        self.tables: dict[int, np.ndarray] = {}
+        self.tables: dict[float, np.ndarray] = {}
         self.cache: dict[tuple[int, int, int], np.ndarray] = {}
 
     def note(self, pitch: int, seconds: float, velocity: float) -> np.ndarray:
         """The float32 samples of one note, release included; rendered once for each (pitch, duration, velocity)."""
-        steps = max(1, round(seconds / DURATION_STEP))
-        loudness = max(1, round(velocity * VELOCITY_STEPS))
-        key = (pitch, steps, loudness)
-        if key not in self.cache:
-            self.cache[key] = self._render(pitch, steps * DURATION_STEP, loudness / VELOCITY_STEPS)
-        return self.cache[key]
+        steps, loudness = max(1, round(seconds / DURATION_STEP)), max(1, round(velocity * VELOCITY_STEPS))
+        if (pitch, steps, loudness) not in self.cache:
+            sound = self._render(pitch, steps * DURATION_STEP, loudness / VELOCITY_STEPS)
+            self.cache[pitch, steps, loudness] = sound
+        return self.cache[pitch, steps, loudness]
 
     def _render(self, pitch: int, seconds: float, velocity: float) -> np.ndarray:
         held = int(seconds * SAMPLING_RATE)
         length = min(held + len(self.release), len(self.time))
         frequency = self.reference * 2 ** ((pitch - 69) / 12)
-        gains = velocity**BAND_VELOCITY
+        gains = (velocity**BAND_VELOCITY).astype(np.float32)
         if self.fm is not None:
             sound = self._modulated(frequency, length, velocity)
         elif self.partials:
             sound = self._inharmonic(frequency, length, velocity)
         else:
-            tables = self._tables(pitch, frequency)
-            index = (self.time[:length] * (frequency * TABLE_SIZE)).astype(np.int32) & (TABLE_SIZE - 1)
-            if self.sustained:
-                sound = (gains.astype(np.float32) @ tables)[index]
-            else:
-                sound = np.zeros(length, np.float32)
-                for gain, table, decay in zip(gains.astype(np.float32), tables, self.decays, strict=True):
-                    sound += (gain * table)[index] * decay[:length]
+            sound = self._harmonic(frequency, length, gains)
         if self.timbre.breath:
-            sound += np.float32(gains[0]) * self.breath[:length]
+            sound += gains[0] * self.breath[:length]
         ramp = min(len(self.attack), length)
         sound[:ramp] *= self.attack[:ramp]
         if self.timbre.transient:
             burst = min(len(self.transient), length)
-            sound[:burst] += np.float32(gains[1]) * self.transient[:burst]
+            sound[:burst] += gains[1] * self.transient[:burst]
         sound[held:] *= self.release[: length - held]
         return sound
 
-    def _tables(self, pitch: int, frequency: float) -> np.ndarray:
+    def _harmonic(self, frequency: float, length: int, gains: np.ndarray) -> np.ndarray:
+        tables = self._tables(frequency)
+        index = (self.time[:length] * (frequency * TABLE_SIZE)).astype(np.int32) & (TABLE_SIZE - 1)
+        if self.sustained:
+            return (gains @ tables)[index]
+        sound = np.zeros(length, np.float32)
+        for gain, table, decay in zip(gains, tables, self.decays, strict=True):
+            sound += (gain * table)[index] * decay[:length]
+        return sound
+
+    def _tables(self, frequency: float) -> np.ndarray:
         """One period of the tone in three bands of harmonics, float32 `[3, TABLE_SIZE]`."""
-        if pitch not in self.tables:
-            hz = frequency * np.arange(1, NUM_HARMONICS + 1)
+        if frequency not in self.tables:
+            numbers = np.arange(1, NUM_HARMONICS + 1)
+            hz = frequency * numbers
             decibels = sum(db * np.exp(-((np.log2(hz / centre) / width) ** 2)) for centre, db, width in self.formants)
             amplitudes = self.amplitudes * 10 ** (decibels / 20) * (hz < HIGHEST_PARTIAL)
             spectrum = np.zeros((len(BANDS), TABLE_SIZE // 2 + 1), np.complex64)
             for band, harmonics in enumerate(BANDS):
-                places = np.arange(1, NUM_HARMONICS + 1)[harmonics]
-                spectrum[band, places] = (amplitudes * self.phases)[harmonics]
-            self.tables[pitch] = scipy.fft.irfft(spectrum * np.float32(TABLE_SIZE / 2), axis=1).astype(np.float32)
-        return self.tables[pitch]
+                spectrum[band, numbers[harmonics]] = (amplitudes * self.phases)[harmonics]
+            table = scipy.fft.irfft(spectrum * np.float32(TABLE_SIZE / 2), axis=1).astype(np.float32)
+            self.tables[frequency] = table
+        return self.tables[frequency]
 
     def _modulated(self, frequency: float, length: int, velocity: float) -> np.ndarray:
         (ratio, _, _), (index, index_decay) = self.timbre.fm, self.fm
@@ -201,20 +191,7 @@ def _burst(rng: np.random.Generator, decay: float) -> np.ndarray:
     return ((noise[1:] - 0.6 * noise[:-1]) * np.exp(-time / decay)).astype(np.float32)
 
 
-# Drums
-
-
-def _play_drums(score: Score, num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    stem = np.zeros(num_samples, np.float32)
-    kit = DRUM_KITS[score.spec.kit]
-    # All sounds of the kit are drawn, used or not: the draw of one does not depend on the pattern.
-    sounds = {name: _render_drum(sound, rng) for name, sound in kit.items()}
-    for hit in score.hits:
-        _place(stem, sounds[hit.sound] * np.float32(hit.velocity), hit.onset)
-    return stem
-
-
-def _render_drum(drum: DrumSound, rng: np.random.Generator) -> np.ndarray:
+def _render_drum(drum: SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
     pitch, tone_decay, noise_decay, noise_gain = np.exp([0.1, 0.25, 0.25, 0.3] * rng.standard_normal(4))
     tone_decay, noise_decay = tone_decay * drum.tone_decay, noise_decay * drum.noise_decay
     length = int((6 * max(tone_decay if drum.tone_gain else 0, noise_decay) + drum.attack) * SAMPLING_RATE)
@@ -233,24 +210,16 @@ def _render_drum(drum: DrumSound, rng: np.random.Generator) -> np.ndarray:
     return (sound * np.minimum(time / drum.attack, 1)).astype(np.float32)
 
 
-# Mix
-
-
-def _mix(stems: list[np.ndarray], num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Every stem to equal loudness while it plays, then between -6 and 0 dB."""
-    mix = np.zeros(num_samples, np.float32)
+def _mix(stems: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Every stem to equal loudness while it plays (frames of 100 ms within 30 dB of the loudest), then -6 to 0 dB."""
+    mix = np.zeros_like(stems[0])
     for stem in stems:
-        loudness = _active_rms(stem)
+        power = np.add.reduceat(stem**2, np.arange(0, len(stem), 1600)) / 1600
+        loudness = float(np.sqrt(power[power >= 1e-3 * power.max()].mean()))
         gain = 10 ** (rng.uniform(-6, 0) / 20)
         if loudness > 0:
             mix += np.float32(gain / loudness) * stem
     return mix
-
-
-def _active_rms(stem: np.ndarray, frame: int = 1600) -> float:
-    """RMS over the frames of 100 ms that are within 30 dB of the loudest."""
-    power = np.add.reduceat(stem**2, np.arange(0, len(stem), frame)) / frame
-    return float(np.sqrt(power[power >= 1e-3 * power.max()].mean()))
 
 
 def _record(mix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -264,7 +233,8 @@ def _record(mix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     # One length for all clips of a duration, long enough for the longest room not to wrap around.
     length = scipy.fft.next_fast_len(len(mix) + SAMPLING_RATE * 3 // 2, real=True)
-    hz, octaves = _frequencies(length)
+    hz = scipy.fft.rfftfreq(length, 1 / SAMPLING_RATE).astype(np.float32)
+    octaves = np.log2(np.maximum(hz, 40)).astype(np.float32)
     decibels = np.float32(tilt_db) * (octaves - np.float32(np.log2(1000)))
     for bump, centre in zip(bumps_db, centres, strict=True):
         decibels += np.float32(bump) * np.exp(-((octaves - np.float32(centre)) ** 2))
@@ -298,13 +268,6 @@ def _room(decay: float, length: int, rng: np.random.Generator) -> np.ndarray:
     tail[: int(0.012 * SAMPLING_RATE)] = 0
     tail = (tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
     return scipy.fft.rfft(tail, length)
-
-
-@lru_cache(maxsize=4)
-def _frequencies(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bin frequencies of a transform of `length`, in Hz and in octaves above 1 Hz (from 40 Hz up)."""
-    hz = scipy.fft.rfftfreq(length, 1 / SAMPLING_RATE).astype(np.float32)
-    return hz, np.log2(np.maximum(hz, 40)).astype(np.float32)
 
 
 def _rms(samples: np.ndarray) -> float:

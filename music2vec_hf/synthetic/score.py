@@ -1,55 +1,33 @@
 """Scores of the synthetic corpus: a clip specification is drawn, then turned into notes and drum hits with roles.
 
-A score knows nothing of sound: `synthetic_render` plays it. Pitches are MIDI numbers, times are seconds from the start
-of the clip (notes that began before the clip have negative onsets), velocities lie in [0, 1].
+A score knows nothing of sound: `render` plays it. Pitches are MIDI numbers, times are seconds from the start of the
+clip (notes that began before the clip have negative onsets), velocities lie in [0, 1].
 """
 
 import math
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 
-from music2vec_hf.synthetic.styles import (
-    BASS_POOL,
-    CHORDS_POOL,
-    KITS,
-    MELODY_POOL,
-    PAD_POOL,
-    PROGRESSIONS,
-    STYLES,
-    GenreStyle,
-)
+from music2vec_hf.synthetic.tables import DRUM_KITS, HARMONY, POOLS, STYLES
 
 TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEYS = tuple(f"{tonic} major" for tonic in TONICS) + tuple(f"{tonic} minor" for tonic in TONICS)
+KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
 CONTROLS = ("tempo", "dynamics", "articulation", "density", "brightness")
-
-MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11)
-MINOR_SCALE = (0, 2, 3, 5, 7, 8, 10)
-BLUES_SCALES = {"major": (0, 3, 4, 5, 7, 9, 10), "minor": (0, 3, 5, 6, 7, 10)}
-CHORD_QUALITIES = {
-    "": (0, 4, 7),
-    "m": (0, 3, 7),
-    "dim": (0, 3, 6),
-    "7": (0, 4, 7, 10),
-    "maj7": (0, 4, 7, 11),
-    "m7": (0, 3, 7, 10),
-    "m7b5": (0, 3, 6, 10),
-}
-# Melodies lean on degrees 1, 5 and 3 of the key: without this, ten seconds leave the key ambiguous.
-TONIC_WEIGHTS = {0: 1.6, 7: 1.3, 4: 1.2, 3: 1.2}
 
 
 @dataclass(frozen=True)
 class Chord:
-    """A chord as the renderer and the melody need it."""
+    """A root (pitch class) and the intervals above it in semitones."""
 
-    root: int  # pitch class
-    intervals: tuple[int, ...]  # semitones above the root
+    root: int
+    intervals: list[int]
 
     @property
     def pitch_classes(self) -> list[int]:
+        """The chord's notes as pitch classes, 0 for C."""
         return [(self.root + interval) % 12 for interval in self.intervals]
 
 
@@ -57,8 +35,9 @@ class Chord:
 class ClipSpec:
     """Everything that is decided before the first note. `controls` holds the five CONTROLS, each in [0, 1]."""
 
-    genre: str
-    key: str
+    style: SimpleNamespace  # row of the table of genres
+    tonic: int  # pitch class
+    mode: str  # "major" or "minor"
     clip_seconds: float
     controls: dict[str, float]
     bpm: float
@@ -69,18 +48,6 @@ class ClipSpec:
     family: str
     chord_beats: float
     start_seconds: float  # where in the first bar the clip starts
-
-    @property
-    def style(self) -> GenreStyle:
-        return STYLES[self.genre]
-
-    @property
-    def tonic(self) -> int:
-        return TONICS.index(self.key.split()[0])
-
-    @property
-    def mode(self) -> str:
-        return self.key.split()[1]
 
 
 @dataclass(frozen=True)
@@ -108,8 +75,8 @@ class Score:
     """A clip's specification with everything that is played in it."""
 
     spec: ClipSpec
-    notes: tuple[Note, ...]
-    hits: tuple[DrumHit, ...]
+    notes: list[Note]
+    hits: list[DrumHit]
 
 
 def draw_spec(genre: str, key: str, clip_seconds: float, rng: np.random.Generator) -> ClipSpec:
@@ -121,21 +88,21 @@ def draw_spec(genre: str, key: str, clip_seconds: float, rng: np.random.Generato
     for name in CONTROLS:
         weight = rng.uniform(0.4, 0.55)
         controls[name] = float(weight * energy + (1 - weight) * rng.random())
-
     slowest, fastest = style.tempo
     # The controls crowd around 0.5; stretch them so that the whole range of tempos is used.
     bpm = slowest + (fastest - slowest) * float(np.clip(0.5 + 1.4 * (controls["tempo"] - 0.5), 0, 1))
 
-    instruments = {"chords": _draw_instrument(CHORDS_POOL, style, rng)}
-    for role, pool, chance in (("bass", BASS_POOL, 0.85), ("melody", MELODY_POOL, 0.80), ("pad", PAD_POOL, 0.25)):
-        instrument, sounds = _draw_instrument(pool, style, rng), rng.random() < chance
+    instruments = {"chords": _draw_instrument(POOLS["chords"], style, rng)}
+    for role, chance in (("bass", 0.85), ("melody", 0.80), ("pad", 0.25)):
+        instrument, sounds = _draw_instrument(POOLS[role], style, rng), rng.random() < chance
         if sounds:
             instruments[role] = instrument
-    kit = KITS[rng.integers(len(KITS))]
-    bar_seconds = style.bar_beats * 60 / bpm
+    tonic, mode = key.split()
+    kit = _draw(list(DRUM_KITS), rng)
     return ClipSpec(
-        genre=genre,
-        key=key,
+        style=style,
+        tonic=TONICS.index(tonic),
+        mode=mode,
         clip_seconds=clip_seconds,
         controls=controls,
         bpm=bpm,
@@ -143,29 +110,33 @@ def draw_spec(genre: str, key: str, clip_seconds: float, rng: np.random.Generato
         register_shift=int(rng.integers(-6, 7)),
         instruments=instruments,
         kit=kit if rng.random() < 0.7 else None,
-        family=style.families[rng.integers(len(style.families))],
-        chord_beats=style.chord_beats[rng.integers(len(style.chord_beats))],
-        start_seconds=float(rng.uniform(0, bar_seconds)) if rng.random() < 0.5 else 0.0,
+        family=_draw(style.families, rng),
+        chord_beats=_draw(style.chord_beats, rng),
+        start_seconds=float(rng.uniform(0, style.bar_beats * 60 / bpm)) if rng.random() < 0.5 else 0.0,
     )
-
-
-def _draw_instrument(pool: tuple[str, ...], style: GenreStyle, rng: np.random.Generator) -> str:
-    weights = np.array([2.0 if instrument in style.typical else 1.0 for instrument in pool])
-    return pool[rng.choice(len(pool), p=weights / weights.sum())]
-
-
-def compose(spec: ClipSpec, rng: np.random.Generator) -> Score:
-    """Write the score of `spec`: every note and drum hit that sounds between 0 and `spec.clip_seconds`."""
-    return _Composer(spec, rng).score()
 
 
 def parse_chord(symbol: str) -> Chord:
     """Read a chord symbol such as "Bm7b5" or "Eb"."""
     root, quality = re.fullmatch(r"([A-G]b?)(.*)", symbol).groups()
-    return Chord(TONICS.index(root), CHORD_QUALITIES[quality])
+    return Chord(TONICS.index(root), HARMONY["chords"][quality])
 
 
-class _Composer:
+def _draw(choices: list, rng: np.random.Generator):
+    return choices[rng.integers(len(choices))]
+
+
+def _draw_instrument(pool: list[str], style: SimpleNamespace, rng: np.random.Generator) -> str:
+    weights = np.array([2.0 if instrument in style.typical else 1.0 for instrument in pool])
+    return pool[rng.choice(len(pool), p=weights / weights.sum())]
+
+
+def _nearest(pitch_class: int, centre: int) -> int:
+    """The pitch of class `pitch_class` in the octave [centre - 6, centre + 5]."""
+    return centre - 6 + (pitch_class - (centre - 6)) % 12
+
+
+class Composer:
     """Writes one score. Parts think in beats from the first bar line; `_seconds` turns beats into clip time."""
 
     def __init__(self, spec: ClipSpec, rng: np.random.Generator):
@@ -179,16 +150,16 @@ class _Composer:
         self.chords = self._progression()
 
     def score(self) -> Score:
+        """Every note and drum hit that sounds between 0 and `spec.clip_seconds`."""
+        parts = {"chords": self._chords, "bass": self._bass, "melody": self._melody, "pad": self._pad}
         for role in self.spec.instruments:
-            getattr(self, f"_write_{role}")()
+            parts[role]()
         if self.spec.kit is not None:
-            self._write_drums()
+            self._drums()
         end = self.spec.clip_seconds
         notes = [note for note in self.notes if note.onset < end - 0.02 and note.onset + note.seconds > 0.02]
         hits = [hit for hit in self.hits if -0.02 < hit.onset < end - 0.02]
-        return Score(self.spec, tuple(notes), tuple(hits))
-
-    # Time, velocity, patterns
+        return Score(self.spec, notes, hits)
 
     def _seconds(self, beat: float) -> float:
         whole, part = divmod(beat, 1.0)
@@ -205,32 +176,30 @@ class _Composer:
         shift = float(np.clip(self.rng.normal(0, jitter), -0.025, 0.025))
         self.notes.append(Note(onset + shift, max(0.06, end - onset), int(pitch), self._velocity(accent), role))
 
-    def _pick(self, variants: tuple):
+    def _pick(self, variants: list):
         """A variant of a pattern: denser clips take later (denser) ones."""
         place = self.spec.controls["density"] + 0.25 * self.rng.standard_normal()
         return variants[int(np.clip(place, 0, 0.999) * len(variants))]
 
     def _onsets(self, pattern: str):
         """Yield (beat, beats to the next onset of the pattern, accent) over the whole clip."""
-        bars = pattern.split("|")
+        bars, bar_beats = pattern.split("|"), self.style.bar_beats
         onsets = []
         for bar in range(self.num_bars):
             steps = bars[bar % len(bars)]
-            step_beats = self.style.bar_beats / len(steps)
+            step_beats = bar_beats / len(steps)
             for step, mark in enumerate(steps):
                 if mark != ".":
                     accent = 1.15 if mark == "X" else 1.0 if (step * step_beats) % 1 < 1e-6 else 0.88
-                    onsets.append((bar * self.style.bar_beats + step * step_beats, accent))
-        ends = [beat for beat, _ in onsets[1:]] + [float(self.num_bars * self.style.bar_beats)]
+                    onsets.append((bar * bar_beats + step * step_beats, accent))
+        ends = [beat for beat, _ in onsets[1:]] + [float(self.num_bars * bar_beats)]
         for (beat, accent), end in zip(onsets, ends, strict=True):
             yield beat, end - beat, accent
-
-    # Harmony
 
     def _progression(self) -> list[Chord]:
         """Chain progressions of the clip's family until the clip is full; one chord per `chord_beats`."""
         spec, rng = self.spec, self.rng
-        templates = PROGRESSIONS[spec.family][0 if spec.mode == "major" else 1]
+        templates = HARMONY["progressions"][spec.family][spec.mode]
         on_tonic = [template for template in templates if re.match(r"C(?!b)", template)]
         elsewhere = [template for template in templates if template not in on_tonic] or templates
         needed = math.ceil((self.num_bars + 1) * self.style.bar_beats / spec.chord_beats) + 1
@@ -238,8 +207,7 @@ class _Composer:
         looping = spec.family in ("rock", "loop")
         symbols: list[str] = []
         while len(symbols) < needed:
-            pool = on_tonic if rng.random() < 0.6 else elsewhere
-            template = pool[rng.integers(len(pool))].split()
+            template = _draw(on_tonic if rng.random() < 0.6 else elsewhere, rng).split()
             if not symbols and rng.random() < 0.25:
                 turn = int(rng.integers(len(template)))
                 template = template[turn:] + template[:turn]
@@ -256,20 +224,15 @@ class _Composer:
 
     def _scale_at(self, chord: Chord) -> set[int]:
         """Pitch classes a melody may use over `chord`: those of the key, bent to the notes of the chord."""
-        spec = self.spec
-        scale = BLUES_SCALES[spec.mode] if spec.family == "blues" else MAJOR_SCALE
-        if spec.family != "blues" and spec.mode == "minor":
-            scale = MINOR_SCALE
-        allowed = {(degree + spec.tonic) % 12 for degree in scale}
+        scales = HARMONY["blues_scales" if self.spec.family == "blues" else "scales"]
+        allowed = {(degree + self.spec.tonic) % 12 for degree in scales[self.spec.mode]}
         for pitch_class in chord.pitch_classes:
             if pitch_class not in allowed:
                 neighbours = {(pitch_class + 1) % 12, (pitch_class - 1) % 12} - set(chord.pitch_classes)
                 allowed = (allowed - neighbours) | {pitch_class}
         return allowed
 
-    # Parts
-
-    def _write_chords(self):
+    def _chords(self):
         style, centre = self.style, 60 + self.spec.register_shift
         pattern = self._pick(style.chords)
         order = self.rng.permutation(8) % 4 if self.rng.random() < 0.5 else np.array([0, 1, 2, 3, 2, 1, 2, 1])
@@ -283,91 +246,77 @@ class _Composer:
                 held = min(beats, self.spec.chord_beats) * style.chords_legato * self.hold
                 self._add("chords", beat, held, pitch, accent, jitter=0.004)
 
-    def _write_pad(self):
-        centre = 62 + self.spec.register_shift
-        for index in range(math.ceil(self.num_bars * self.style.bar_beats / self.spec.chord_beats)):
-            beat = index * self.spec.chord_beats
-            for pitch in self._voicing(self._chord_at(beat), centre):
-                self._add("pad", beat, 0.97 * self.spec.chord_beats, pitch, 0.8)
+    def _pad(self):
+        beats = self.spec.chord_beats
+        for index in range(math.ceil(self.num_bars * self.style.bar_beats / beats)):
+            for pitch in self._voicing(self._chord_at(index * beats), 62 + self.spec.register_shift):
+                self._add("pad", index * beats, 0.97 * beats, pitch, 0.8)
 
-    def _write_bass(self):
+    def _bass(self):
         centre = 39 + self.spec.register_shift
-        motion, pattern = self.style.bass_motion, self._pick(self.style.bass)
+        pattern = self._pick(self.style.bass)
         previous, count = None, 0
         for beat, beats, accent in self._onsets(pattern):
-            chord = self._chord_at(beat)
+            chord, following = self._chord_at(beat), self._chord_at(beat + beats)
             count = 0 if chord is not previous else count + 1
-            changes = self._chord_at(beat + beats) is not chord
-            pitch = self._bass_pitch(motion, chord, count, changes and count > 0, beat + beats, centre)
+            pitch = self._bass_pitch(chord, following, count, centre)
             previous = chord
             self._add("bass", beat, 0.92 * beats * max(self.hold, 0.45), pitch, accent)
 
-    def _bass_pitch(self, motion: str, chord: Chord, count: int, leads: bool, next_beat: float, centre: int) -> int:
-        """Pitch of the bass: `count` notes since the chord began; `leads` marks the last one before a new chord."""
-        root, (_, third, fifth, *_) = _nearest(chord.root, centre), chord.intervals
+    def _bass_pitch(self, chord: Chord, following: Chord, count: int, centre: int) -> int:
+        """Pitch of the bass, `count` notes since the chord began; `following` is the chord at the next note."""
+        motion, root, (_, third, fifth, *_) = self.style.bass_motion, _nearest(chord.root, centre), chord.intervals
         if count == 0 or motion == "root":
             return root
         if motion == "fifths":
             return root + (fifth - 12 if root > centre else fifth) * (count % 2)
         if motion == "boogie":
-            return (
-                root + (0, third, fifth, 9 if third == 4 else 10, 10, 9 if third == 4 else 10, fifth, third)[count % 8]
-            )
-        if leads and motion == "walking":
-            return _nearest(self._chord_at(next_beat).root, root) + int(self.rng.choice([-1, 1, 2, -2]))
+            sixth = 9 if third == 4 else 10
+            return root + (0, third, fifth, sixth, 10, sixth, fifth, third)[count % 8]
+        if motion == "walking" and following is not chord:
+            return _nearest(following.root, root) + int(self.rng.choice([-1, 1, 2, -2]))
         steps = [third, fifth, third, fifth, 12, fifth - 12]
         if motion == "moving" and self.rng.random() < 0.4:
             scale = self._scale_at(chord)
             steps = [step for step in range(-5, 8) if (root + step) % 12 in scale]
-        return root + int(steps[self.rng.integers(len(steps))])
+        return root + int(_draw(steps, self.rng))
 
-    def _melody_rhythm(self) -> list[str]:
-        """Two one-bar rhythms for the clip, so that the melody repeats itself as tunes do."""
-        style, rng = self.style, self.rng
-        on_beat, off_beat = style.melody_chance
-        steps_per_beat = style.melody_steps // style.bar_beats
-        scale = 0.55 + 0.9 * self.spec.controls["density"]
-        bars = []
-        for _ in range(2):
-            chances = [on_beat if step % steps_per_beat == 0 else off_beat for step in range(style.melody_steps)]
-            marks = ["x" if rng.random() < min(chance * scale, 0.98) else "." for chance in chances]
-            if "x" not in marks:
-                marks[0] = "x"
-            bars.append("".join(marks))
-        return bars
-
-    def _write_melody(self):
-        rhythm = self._melody_rhythm()
-        rhythm = "|".join(rhythm[self.rng.integers(2)] for _ in range(self.num_bars))
+    def _melody(self):
+        # Two one-bar rhythms for the clip, so that the melody repeats itself as tunes do.
+        rhythms = [self._melody_bar() for _ in range(2)]
+        rhythm = "|".join(_draw(rhythms, self.rng) for _ in range(self.num_bars))
         centre = 74 + self.spec.register_shift
         pitch = centre + int(self.rng.integers(-4, 5))
         for beat, beats, accent in self._onsets(rhythm):
             pitch = self._melody_pitch(pitch, centre, beat)
-            held = min(beats, 0.5 * self.style.bar_beats) * 0.95 * self.hold
-            self._add("melody", beat, held, pitch, accent)
+            self._add("melody", beat, min(beats, 0.5 * self.style.bar_beats) * 0.95 * self.hold, pitch, accent)
+
+    def _melody_bar(self) -> str:
+        """The rhythm string of one bar."""
+        style = self.style
+        on_beat, off_beat = style.melody_chance
+        steps_per_beat = style.melody_steps // style.bar_beats
+        scale = 0.55 + 0.9 * self.spec.controls["density"]
+        chances = [on_beat if step % steps_per_beat == 0 else off_beat for step in range(style.melody_steps)]
+        marks = "".join("x" if self.rng.random() < min(chance * scale, 0.98) else "." for chance in chances)
+        return marks if "x" in marks else "x" + marks[1:]
 
     def _melody_pitch(self, previous: int, centre: int, beat: float) -> int:
         """On the beat a chord note near the last one, with weight on the tonic triad; between beats a step."""
-        rng, chord = self.rng, self._chord_at(beat)
-        strong = beat % 1 < 1e-6
-        allowed = set(chord.pitch_classes) if strong else self._scale_at(chord)
+        chord = self._chord_at(beat)
+        allowed = set(chord.pitch_classes) if beat % 1 < 1e-6 else self._scale_at(chord)
         pitches = [pitch for pitch in range(centre - 9, centre + 10) if pitch % 12 in allowed]
         weights = []
         for pitch in pitches:
             weight = math.exp(-abs(pitch - previous) / 3) * (0.35 if pitch == previous else 1.0)
-            weights.append(weight * (TONIC_WEIGHTS.get((pitch - self.spec.tonic) % 12, 1.0)))
+            weights.append(weight * HARMONY["tonic_weights"].get((pitch - self.spec.tonic) % 12, 1.0))
         weights = np.array(weights)
-        return pitches[rng.choice(len(pitches), p=weights / weights.sum())]
+        return pitches[self.rng.choice(len(pitches), p=weights / weights.sum())]
 
-    def _write_drums(self):
-        # Where drums are not part of the genre they stay soft.
-        soft = 0.6 if self.spec.genre in ("chorale", "baroque") else 1.0
+    def _drums(self):
         for sound, pattern in self._pick(self.style.drums).items():
             for beat, _, accent in self._onsets(pattern):
                 shift = float(np.clip(self.rng.normal(0, 0.006), -0.02, 0.02))
-                self.hits.append(DrumHit(self._seconds(beat) + shift, sound, self._velocity(accent * soft)))
-
-
-def _nearest(pitch_class: int, centre: int) -> int:
-    """The pitch of class `pitch_class` in the octave [centre - 6, centre + 5]."""
-    return centre - 6 + (pitch_class - (centre - 6)) % 12
+                self.hits.append(
+                    DrumHit(self._seconds(beat) + shift, sound, self._velocity(accent * self.style.drum_level))
+                )
