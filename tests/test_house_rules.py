@@ -25,7 +25,7 @@ LIMITS = {
     "model": 1_600,
     "audio": 2_300,
     "corpus": 3_900,
-    "synthetic": 1_700,
+    "synthetic": 920,
     "features": 1_600,
     "pretraining": 1_900,
     "finetuning": 800,

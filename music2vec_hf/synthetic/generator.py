@@ -9,19 +9,19 @@ The labels are parameters of the generator. They are not human ratings.
 
 import csv
 import json
-import math
 import multiprocessing
 import os
 from collections import Counter
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
 from music2vec_hf.common.files import check_new_folder, write_json, write_text, written_aside
+from music2vec_hf.common.render import render as render_template
 from music2vec_hf.synthetic.labels import SPLITS, TAGS, affect_of, place_of, tags_of
 from music2vec_hf.synthetic.render import SAMPLING_RATE, render, silent_share
 from music2vec_hf.synthetic.score import KEYS, Composer, Score, draw_spec
@@ -29,6 +29,13 @@ from music2vec_hf.synthetic.tables import GENRES
 
 GENERATOR_VERSION = 1  # a change of any sample or label in any clip asks for a new number
 COLUMNS = tuple("file_name split track_id composition_id genre key arousal valence tags duration".split())
+_RANGES = {
+    "num_clips": (1, 10_000_000),
+    "num_proc": (1, 1024),
+    "seed": (0, 2**63 - 1),
+    "index": (0, 2**31 - 1),
+    "clip_seconds": (2.0, 120.0),
+}
 _STREAMS = {"score": 1, "program": 2, "mix": 3, "labels": 4, "keys": 5}
 
 
@@ -36,14 +43,12 @@ def synthesize_clip(seed: int, index: int, clip_seconds: float = 10.0) -> tuple[
     """Make one clip of the synthetic corpus.
 
     Args:
-        seed: seed of the corpus, 0 or more.
-        index: number of the clip, 0 or more.
+        seed, index: of the corpus and of the clip in it, 0 or more.
         clip_seconds: length of the clip in seconds, 2 to 120.
 
     Returns:
-        The float32 samples `[N]` at 16 kHz in (-1, 1), N = clip_seconds x 16,000 rounded, and a dictionary with the
-        columns of metadata.csv except file_name: split, track_id, composition_id, genre, key, arousal, valence
-        (floats in (-1, 1)), tags (a list) and duration (seconds).
+        The float32 samples `[N]` at 16 kHz in (-1, 1), N = clip_seconds x 16,000 rounded, and the columns of
+        metadata.csv except file_name as a dictionary: arousal and valence in (-1, 1), tags as a list.
 
     Raises:
         ValueError: if the seed, the index or the length is out of range.
@@ -78,21 +83,17 @@ def synthesize_corpus(
     Args:
         out: folder to create. It must not exist, be empty, or hold the same corpus.
         num_clips: number of clips, 1 or more. Multiples of 200 are split exactly 60/15/25 %.
-        seed: seed of the corpus, 0 or more.
-        clip_seconds: length of every clip in seconds, 2 to 120.
+        seed, clip_seconds: as for [`synthesize_clip`].
         num_proc: number of processes.
 
     Returns:
-        The contents of synth.json: generator_version, seed, num_clips, clip_seconds, sampling_rate, splits (clips per
-        split) and the vocabularies genres, keys and tags.
+        The contents of synth.json: the settings, the clips per split, and the vocabularies genres, keys and tags.
 
     Raises:
         ValueError: if an argument is out of range or `out` holds something else.
     """
     out = Path(out)
-    _check_range("num_clips", num_clips, 1, 10_000_000)
-    _check_range("num_proc", num_proc, 1, 1024)
-    _check_clip(seed, 0, clip_seconds)
+    _check_ranges(num_clips=num_clips, num_proc=num_proc, seed=seed, clip_seconds=clip_seconds)
     settings = {
         "generator_version": GENERATOR_VERSION,
         "seed": int(seed),
@@ -120,22 +121,9 @@ def synthesize_corpus(
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows({**row, "tags": ";".join(row["tags"])} for row in rows)
-        write_text(aside / "README.md", corpus_card(summary))
+        write_text(aside / "README.md", render_template(Path(__file__).with_name("card.md.jinja"), **summary))
         write_json(aside / "synth.json", summary)
     return summary
-
-
-def corpus_card(summary: dict) -> str:
-    """The data set card of a corpus, Markdown with a Hugging Face header; `summary` is what `synthesize_corpus` returns."""
-    command = f"music2vec synth OUT --clips {summary['num_clips']} --seed {summary['seed']}"
-    if summary["clip_seconds"] != 10.0:
-        command += f" --clip-seconds {summary['clip_seconds']:g}"
-    splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
-    hours = summary["num_clips"] * summary["clip_seconds"] / 3600
-    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
-    return jinja2.Template(template, keep_trailing_newline=True, undefined=jinja2.StrictUndefined).render(
-        {**summary, "command": command, "splits": splits, "hours": hours}
-    )
 
 
 def load_synthetic_labels(folder: str | os.PathLike) -> list[dict]:
@@ -185,7 +173,7 @@ def _rng(seed: int, index: int, stream: str, attempt: int = 0) -> np.random.Gene
 
 def _play(seed: int, index: int, clip_seconds: float) -> tuple[dict, Score, np.ndarray]:
     """The clip's split, genre and key, its score and its samples."""
-    _check_clip(seed, index, clip_seconds)
+    _check_ranges(seed=seed, index=index, clip_seconds=clip_seconds)
     place = place_of(int(index), _rng(seed, 0, "keys").permutation(12))
     for attempt in range(20):
         rng = _rng(seed, index, "score", attempt)
@@ -229,15 +217,11 @@ def _finished_corpus(out: Path, settings: dict) -> dict | None:
     return summary
 
 
-def _check_clip(seed: int, index: int, clip_seconds: float):
-    _check_range("seed", seed, 0, 2**63 - 1)
-    _check_range("index", index, 0, 2**31 - 1)
-    _check_range("clip_seconds", clip_seconds, 2.0, 120.0)
-
-
-def _check_range(name: str, value: float, low: float, high: float):
-    whole = isinstance(low, int)
-    fits = isinstance(value, int | np.integer if whole else int | float | np.number) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number of seconds"
-        raise ValueError(f"`{name}` is {value!r}, but it must be {kind} from {low} to {high}. Give another value.")
+def _check_ranges(**values: float):
+    for name, value in values.items():
+        low, high = _RANGES[name]
+        kinds, words = ((int, np.integer), "a whole number") if isinstance(low, int) else (Real, "a number of seconds")
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(
+                f"`{name}` is {value!r}, but it must be {words} from {low} to {high}. Give another value."
+            )

@@ -5,8 +5,6 @@ and mixed. The mix passes through the nuisances of a recording (equaliser, room,
 that does not depend on any label.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import scipy.fft
 
@@ -68,7 +66,7 @@ class Voice:
     clip's deviation from 440 Hz, and envelopes are computed once for `longest` seconds, release included.
     """
 
-    def __init__(self, timbre: SimpleNamespace, brightness: float, tuning_cents: float, longest: float, rng):
+    def __init__(self, timbre, brightness: float, tuning_cents: float, longest: float, rng):
         def vary(value, spread):
             return value * np.exp(spread * rng.standard_normal())
 
@@ -80,7 +78,6 @@ class Voice:
         self.amplitudes = amplitudes * np.exp(0.12 * rng.standard_normal(NUM_HARMONICS))
         self.formants = [(vary(hz, 0.06), db + rng.normal(0, 1), width) for hz, db, width in timbre.formants]
         self.phases = np.exp(2j * np.pi * rng.random(NUM_HARMONICS))
-
         time = np.arange(int(longest * SAMPLING_RATE) + 1) / SAMPLING_RATE
         # Vibrato sets in over a third of a second. It is kept as a bent time axis, shared by all pitches.
         depth, rate = np.log(2) / 1200 * vary(timbre.vibrato_cents, 0.25), rng.uniform(4.6, 6.4)
@@ -91,8 +88,10 @@ class Voice:
         self.decays = np.stack([np.exp(-time / decay) for decay in decays]).astype(np.float32)
         attack = vary(timbre.attack, 0.2)
         self.attack = np.minimum(np.arange(1, int(attack * SAMPLING_RATE) + 2) / (attack * SAMPLING_RATE), 1) ** 0.7
-        self.release = _fade(vary(timbre.release, 0.2))
-        self.transient = vary(timbre.transient, 0.3) * _burst(rng, rng.uniform(0.006, 0.02))
+        # The end of a note falls by 60 dB and reaches zero.
+        place = np.linspace(0, 1, max(2, int(2 * vary(timbre.release, 0.2) * SAMPLING_RATE)))
+        self.release = (np.exp(-6.9 * place) * (1 - place)).astype(np.float32)
+        self.transient = vary(timbre.transient, 0.3) * _treble_noise(rng.uniform(0.006, 0.02), rng)
         self.breath = vary(timbre.breath, 0.3) * rng.standard_normal(len(time)).astype(np.float32)
         self.fm = None if timbre.fm is None else [vary(timbre.fm[1], 0.2), vary(timbre.fm[2], 0.2)]
         self.partials = [
@@ -105,14 +104,13 @@ class Voice:
 
     def note(self, pitch: int, seconds: float, velocity: float) -> np.ndarray:
         """The float32 samples of one note, release included; rendered once for each (pitch, duration, velocity)."""
-        steps, loudness = max(1, round(seconds / DURATION_STEP)), max(1, round(velocity * VELOCITY_STEPS))
-        if (pitch, steps, loudness) not in self.cache:
-            sound = self._render(pitch, steps * DURATION_STEP, loudness / VELOCITY_STEPS)
-            self.cache[pitch, steps, loudness] = sound
-        return self.cache[pitch, steps, loudness]
+        key = pitch, max(1, round(seconds / DURATION_STEP)), max(1, round(velocity * VELOCITY_STEPS))
+        if key not in self.cache:
+            self.cache[key] = self._render(*key)
+        return self.cache[key]
 
-    def _render(self, pitch: int, seconds: float, velocity: float) -> np.ndarray:
-        held = int(seconds * SAMPLING_RATE)
+    def _render(self, pitch: int, duration_steps: int, velocity_steps: int) -> np.ndarray:
+        held, velocity = int(duration_steps * DURATION_STEP * SAMPLING_RATE), velocity_steps / VELOCITY_STEPS
         length = min(held + len(self.release), len(self.time))
         frequency = self.reference * 2 ** ((pitch - 69) / 12)
         gains = (velocity**BAND_VELOCITY).astype(np.float32)
@@ -152,8 +150,7 @@ class Voice:
             spectrum = np.zeros((len(BANDS), TABLE_SIZE // 2 + 1), np.complex64)
             for band, harmonics in enumerate(BANDS):
                 spectrum[band, numbers[harmonics]] = (amplitudes * self.phases)[harmonics]
-            table = scipy.fft.irfft(spectrum * np.float32(TABLE_SIZE / 2), axis=1).astype(np.float32)
-            self.tables[frequency] = table
+            self.tables[frequency] = scipy.fft.irfft(spectrum * np.float32(TABLE_SIZE / 2)).astype(np.float32)
         return self.tables[frequency]
 
     def _modulated(self, frequency: float, length: int, velocity: float) -> np.ndarray:
@@ -178,30 +175,22 @@ class Voice:
         return sound
 
 
-def _fade(seconds: float) -> np.ndarray:
-    """The end of a note: falls by 60 dB and reaches zero."""
-    place = np.linspace(0, 1, max(2, int(2 * seconds * SAMPLING_RATE)))
-    return (np.exp(-6.9 * place) * (1 - place)).astype(np.float32)
-
-
-def _burst(rng: np.random.Generator, decay: float) -> np.ndarray:
+def _treble_noise(decay: float, rng: np.random.Generator) -> np.ndarray:
     """A short noise with more treble than bass: pick, key or bow."""
     time = np.arange(int(4 * decay * SAMPLING_RATE)) / SAMPLING_RATE
     noise = rng.standard_normal(len(time) + 1)
     return ((noise[1:] - 0.6 * noise[:-1]) * np.exp(-time / decay)).astype(np.float32)
 
 
-def _render_drum(drum: SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
+def _render_drum(drum, rng: np.random.Generator) -> np.ndarray:
     pitch, tone_decay, noise_decay, noise_gain = np.exp([0.1, 0.25, 0.25, 0.3] * rng.standard_normal(4))
     tone_decay, noise_decay = tone_decay * drum.tone_decay, noise_decay * drum.noise_decay
     length = int((6 * max(tone_decay if drum.tone_gain else 0, noise_decay) + drum.attack) * SAMPLING_RATE)
     time = np.arange(length) / SAMPLING_RATE
-
     first, last = pitch * drum.tone[0], pitch * drum.tone[1]
     glide = 0.3 * tone_decay
     phase = last * time + (first - last) * glide * (1 - np.exp(-time / glide))
     sound = drum.tone_gain * np.sin(2 * np.pi * phase) * np.exp(-time / tone_decay)
-
     spectrum = scipy.fft.rfft(rng.standard_normal(length))
     hz = scipy.fft.rfftfreq(length, 1 / SAMPLING_RATE)
     low, high = np.array(drum.noise_band) * np.exp(0.08 * rng.standard_normal(2))
@@ -242,16 +231,14 @@ def _record(mix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gains *= 1 / (1 + (25 / np.maximum(hz, 1)) ** 4)
     if has_cutoff:
         gains /= np.sqrt(1 + (hz / np.float32(cutoff)) ** 8)
-    response = gains
     if has_room:
-        response = gains * (1 + np.float32(10 ** (wet_db / 20)) * _room(decay, length, rng))
-    wet = scipy.fft.irfft(scipy.fft.rfft(mix, length) * response, length)[: len(mix)]
-
-    wet *= np.float32(1 / max(_rms(wet), 1e-9))
+        gains = gains * (1 + np.float32(10 ** (wet_db / 20)) * _room(decay, length, rng))
+    wet = scipy.fft.irfft(scipy.fft.rfft(mix, length) * gains, length)[: len(mix)]
+    wet *= np.float32(1 / max(float(np.sqrt(np.mean(wet**2))), 1e-9))
     if overdriven:
         wet = np.tanh(wet * np.float32(0.5)) * np.float32(2)
     wet += np.float32(10 ** (floor_db / 20)) * rng.standard_normal(len(wet), dtype=np.float32)
-    wet *= np.float32(10 ** (level_db / 20) / max(_rms(wet), 1e-9))
+    wet *= np.float32(10 ** (level_db / 20) / max(float(np.sqrt(np.mean(wet**2))), 1e-9))
     # A rare high crest is turned down, never clipped.
     peak = float(np.abs(wet).max())
     return wet if peak <= 0.97 else wet * np.float32(0.97 / peak)
@@ -260,15 +247,10 @@ def _record(mix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _room(decay: float, length: int, rng: np.random.Generator) -> np.ndarray:
     """Spectrum of a room: noise that falls by 60 dB in `decay` seconds after a gap of 12 ms, at unit energy."""
     size = int(min(decay, 1.45) * SAMPLING_RATE)
-    tail = rng.standard_normal(size, dtype=np.float32) * np.exp(
-        np.linspace(0, -6.9 * size / SAMPLING_RATE / decay, size)
-    )
+    fall = np.exp(np.linspace(0, -6.9 * size / SAMPLING_RATE / decay, size))
+    tail = rng.standard_normal(size, dtype=np.float32) * fall
     # A crude low-pass: air and walls swallow treble.
     tail[1:] = 0.6 * tail[1:] + 0.4 * tail[:-1]
     tail[: int(0.012 * SAMPLING_RATE)] = 0
     tail = (tail / np.sqrt(np.sum(tail**2))).astype(np.float32)
     return scipy.fft.rfft(tail, length)
-
-
-def _rms(samples: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(samples**2)))

@@ -1,11 +1,12 @@
-"""Scores of the synthetic corpus: a clip specification is drawn, then turned into notes and drum hits with roles.
+"""Scores of the synthetic corpus: a clip specification is drawn, then turned into notes and drum hits.
 
-A score knows nothing of sound: `render` plays it. Pitches are MIDI numbers, times are seconds from the start of the
-clip (notes that began before the clip have negative onsets), velocities lie in [0, 1].
+Pitches are MIDI numbers, times are seconds from the start of the clip (notes that began before the clip have negative
+onsets), velocities lie in [0, 1].
 """
 
 import math
 import re
+from collections import namedtuple
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -50,24 +51,8 @@ class ClipSpec:
     start_seconds: float  # where in the first bar the clip starts
 
 
-@dataclass(frozen=True)
-class Note:
-    """One pitched note; times in seconds from the start of the clip."""
-
-    onset: float
-    seconds: float
-    pitch: int
-    velocity: float
-    role: str
-
-
-@dataclass(frozen=True)
-class DrumHit:
-    """One drum sound; times in seconds from the start of the clip."""
-
-    onset: float
-    sound: str
-    velocity: float
+Note = namedtuple("Note", "onset seconds pitch velocity role")
+DrumHit = namedtuple("DrumHit", "onset sound velocity")
 
 
 @dataclass(frozen=True)
@@ -116,10 +101,10 @@ def draw_spec(genre: str, key: str, clip_seconds: float, rng: np.random.Generato
     )
 
 
-def parse_chord(symbol: str) -> Chord:
-    """Read a chord symbol such as "Bm7b5" or "Eb"."""
+def parse_chord(symbol: str, tonic: int = 0) -> Chord:
+    """Read a chord symbol such as "Bm7b5" or "Eb", written in C, and transpose it to a tonic (pitch class)."""
     root, quality = re.fullmatch(r"([A-G]b?)(.*)", symbol).groups()
-    return Chord(TONICS.index(root), HARMONY["chords"][quality])
+    return Chord((TONICS.index(root) + tonic) % 12, HARMONY["chords"][quality])
 
 
 def _draw(choices: list, rng: np.random.Generator):
@@ -151,9 +136,8 @@ class Composer:
 
     def score(self) -> Score:
         """Every note and drum hit that sounds between 0 and `spec.clip_seconds`."""
-        parts = {"chords": self._chords, "bass": self._bass, "melody": self._melody, "pad": self._pad}
         for role in self.spec.instruments:
-            parts[role]()
+            getattr(self, f"_{role}")()
         if self.spec.kit is not None:
             self._drums()
         end = self.spec.clip_seconds
@@ -200,8 +184,8 @@ class Composer:
         """Chain progressions of the clip's family until the clip is full; one chord per `chord_beats`."""
         spec, rng = self.spec, self.rng
         templates = HARMONY["progressions"][spec.family][spec.mode]
-        on_tonic = [template for template in templates if re.match(r"C(?!b)", template)]
-        elsewhere = [template for template in templates if template not in on_tonic] or templates
+        on_tonic = [template for template in templates if template.startswith("C")]
+        elsewhere = [template for template in templates if not template.startswith("C")] or templates
         needed = math.ceil((self.num_bars + 1) * self.style.bar_beats / spec.chord_beats) + 1
         # Loops repeat one template; the other families go on with another one.
         looping = spec.family in ("rock", "loop")
@@ -212,8 +196,7 @@ class Composer:
                 turn = int(rng.integers(len(template)))
                 template = template[turn:] + template[:turn]
             symbols += template * (math.ceil(needed / len(template)) if looping else 1)
-        chords = [parse_chord(symbol) for symbol in symbols[:needed]]
-        return [Chord((chord.root + spec.tonic) % 12, chord.intervals) for chord in chords]
+        return [parse_chord(symbol, spec.tonic) for symbol in symbols[:needed]]
 
     def _chord_at(self, beat: float) -> Chord:
         return self.chords[min(int((beat + 1e-6) // self.spec.chord_beats), len(self.chords) - 1)]
@@ -306,11 +289,9 @@ class Composer:
         chord = self._chord_at(beat)
         allowed = set(chord.pitch_classes) if beat % 1 < 1e-6 else self._scale_at(chord)
         pitches = [pitch for pitch in range(centre - 9, centre + 10) if pitch % 12 in allowed]
-        weights = []
-        for pitch in pitches:
-            weight = math.exp(-abs(pitch - previous) / 3) * (0.35 if pitch == previous else 1.0)
-            weights.append(weight * HARMONY["tonic_weights"].get((pitch - self.spec.tonic) % 12, 1.0))
-        weights = np.array(weights)
+        near = [math.exp(-abs(pitch - previous) / 3) * (0.35 if pitch == previous else 1.0) for pitch in pitches]
+        tonal = [HARMONY["tonic_weights"].get((pitch - self.spec.tonic) % 12, 1.0) for pitch in pitches]
+        weights = np.array(near) * np.array(tonal)
         return pitches[self.rng.choice(len(pitches), p=weights / weights.sum())]
 
     def _drums(self):

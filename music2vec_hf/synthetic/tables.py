@@ -11,9 +11,6 @@ def _read(name: str) -> dict:
 
 
 def _rows(entries: dict[str, dict], defaults: dict) -> dict[str, SimpleNamespace]:
-    for name, values in entries.items():
-        if unknown := values.keys() - defaults.keys():
-            raise ValueError(f"The table's entry {name!r} has unknown fields: {', '.join(sorted(unknown))}.")
     return {name: SimpleNamespace(**{**defaults, **values}) for name, values in entries.items()}
 
 
