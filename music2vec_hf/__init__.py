@@ -1,6 +1,16 @@
-"""Music2Vec (Li et al. 2022) as a Hugging Face model library: pretraining, layer-wise embeddings, honest probes."""
+"""Music2Vec (Li et al. 2022) as a Hugging Face model library: pretraining, layer-wise embeddings, honest probes.
 
-import importlib
+Importing the package loads neither torch nor transformers. Our classes join transformers' Auto classes right after
+transformers is imported, or at once where it already is: `import music2vec_hf` before or after it is all that
+`AutoModel.from_pretrained` needs.
+"""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 from music2vec_hf.moved import keep_old_paths
 
@@ -36,14 +46,29 @@ def __dir__():
     return sorted([*globals(), *__all__])
 
 
-def _check_torchaudio() -> None:
-    # transformers imports torchaudio as soon as it is installed, and fails with it in a long traceback.
-    from importlib.util import find_spec
+class _WhenLoaded:
+    """A finder that finds nothing itself: it has our classes registered as soon as `transformers` has run, when none of
+    its other modules is half imported, and a `torchaudio` that cannot run say what to do."""
 
-    if find_spec("torchaudio") is None:
-        return
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+        run = {"transformers": _run_transformers, "torchaudio": _run_torchaudio}.get(name)
+        if run is None:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = functools.partial(run, spec.loader.exec_module)
+        return spec
+
+
+def _run_transformers(execute: Callable, module: ModuleType) -> None:
+    execute(module)
+    _register()
+
+
+def _run_torchaudio(execute: Callable, module: ModuleType) -> None:
     try:
-        importlib.import_module("torchaudio")
+        execute(module)
     except (ImportError, OSError) as error:
         raise ImportError(
             f"The installed torchaudio cannot be loaded with the installed torch ({str(error).splitlines()[0]}); "
@@ -52,6 +77,8 @@ def _check_torchaudio() -> None:
 
 
 def _register() -> None:
+    if importlib.util.find_spec("torchaudio") is not None:
+        importlib.import_module("torchaudio")  # transformers would do it, too, and wrap its error in others
     from transformers import (
         AutoConfig,
         AutoFeatureExtractor,
@@ -84,5 +111,7 @@ def _register() -> None:
 
 
 keep_old_paths()
-_check_torchaudio()
-_register()
+if not any(type(finder).__name__ == _WhenLoaded.__name__ for finder in sys.meta_path):  # there is one after a reload
+    sys.meta_path.insert(0, _WhenLoaded())
+if "transformers" in sys.modules:
+    _register()

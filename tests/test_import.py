@@ -1,14 +1,20 @@
-"""Importing the package registers it, and says in one sentence when torchaudio does not fit torch."""
+"""Importing costs next to nothing, our classes join transformers', a torchaudio that does not fit is named."""
 
 import subprocess
 import sys
 
+import pytest
 
-def test_a_torchaudio_that_does_not_load_is_named_with_its_remedy(tmp_path):
+
+def run(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("statement", ["import transformers", "music2vec_hf.embed", "import torchaudio"])
+def test_a_torchaudio_that_does_not_load_is_named_with_its_remedy(statement, tmp_path):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object')")
-    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import music2vec_hf"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import music2vec_hf; {statement}")
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(
         "ImportError: The installed torchaudio cannot be loaded with the installed torch (libcudart"
@@ -23,6 +29,28 @@ def test_public_names_are_there():
         assert getattr(music2vec_hf, name).__doc__, name
 
 
-def test_importing_twice_is_harmless():
-    program = "import importlib, music2vec_hf; importlib.reload(music2vec_hf)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "from transformers import AutoConfig; import music2vec_hf",
+        "import music2vec_hf, importlib.util as util, importlib; util.find_spec('transformers'); "
+        "importlib.reload(music2vec_hf); from transformers import AutoConfig; importlib.reload(music2vec_hf)",
+        "from music2vec_hf.model.pipeline_music2vec import TASK; from transformers import AutoConfig",
+    ],
+    ids=["transformers first", "looked for and loaded twice", "a model file first"],
+)
+def test_our_classes_join_the_auto_classes(statements):
+    result = run(
+        f"{statements}; from transformers.pipelines import PIPELINE_REGISTRY as tasks; "
+        "print(type(AutoConfig.for_model('music2vec')).__name__, "
+        "tasks.supported_tasks['audio-classification']['impl'].__name__)"
+    )
+    assert result.stdout.split() == ["Music2VecConfig", "Music2VecAudioClassificationPipeline"], result.stderr
+
+
+@pytest.mark.parametrize(
+    "program", ["import music2vec_hf", "from music2vec_hf.cli import build_parser; build_parser()"]
+)
+def test_neither_torch_nor_transformers_is_loaded_before_it_is_needed(program):
+    loaded = run(f"import sys; {program}; print(sorted({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))")
+    assert loaded.stdout.strip() == "[]", loaded.stderr
