@@ -47,8 +47,8 @@ def __dir__():
 
 
 class _WhenLoaded:
-    """A finder that finds nothing itself: it has our classes registered as soon as `transformers` has run, when none of
-    its other modules is half imported, and a `torchaudio` that cannot run say what to do."""
+    """A finder that finds nothing itself: it has our classes registered as soon as `transformers` has run, when none
+    of its other modules is half imported, and a `torchaudio` that cannot run say what to do."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         run = {"transformers": _run_transformers, "torchaudio": _run_torchaudio}.get(name)
