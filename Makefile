@@ -11,8 +11,9 @@ RESULTS := benchmarks/results
 demo: $(STAMP)
 	$(BIN)/music2vec demo --output demo
 
+# One process of tests a core, each with one thread.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +41,8 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# Bytecode is written at the first import of what is used, not for all that torch brings along.
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	# The wheel of transformers lacks its common tests, which tests/test_transformers_common.py runs: fetch its source.
 	# Without it they are skipped, with that reason.
 	version=$$($(BIN)/python -c "import transformers; print(transformers.__version__)"); \
