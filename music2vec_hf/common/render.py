@@ -46,10 +46,15 @@ def render(template: Path, **content) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"text": markdown_text, "code": markdown_code}
+    environment.filters |= {"text": _unchanged if is_page else markdown_text, "code": markdown_code}
     environment.globals["table"] = markdown_table
     text = printable(environment.get_template(template.name).render(**content))
-    return text if is_page else re.sub(r"\n{3,}", "\n\n", text)
+    return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n".strip("\n") + "\n"
+
+
+def _unchanged(text: str) -> str:
+    """What a page escapes by itself."""
+    return text
 
 
 def printable(text: str) -> str:

@@ -1,11 +1,15 @@
-"""Tables and sentences of the report: scores, what the intervals say, what a reader must know before, layer guide."""
+"""Tables and sentences of the report: scores, what the intervals say, notices, published scores, the layer guide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from music2vec_hf.common.render import Markdown, markdown_table
+from music2vec_hf.probing.results import averages
 from music2vec_hf.probing.tasks.loading import TASKS
+from music2vec_hf.probing.tasks.magnatagatune import FILTERED
+from music2vec_hf.probing.tasks.shared import read_table
 
 METRIC_TITLES = {
-    "accuracy": "accuracy",
     "weighted_key_score": "weighted score",
     "symmetric_key_score": "weighted score, symmetric",
     "roc_auc": "ROC-AUC",
@@ -15,6 +19,27 @@ METRIC_TITLES = {
     "r2_valence": "R2 valence",
 }
 TASK_MEAN, FLAT_MEAN = "task mean", "flat mean"
+# Column of the table of published scores -> its title, and the task and metric in it; filtered tags have their own.
+PAPER_COLUMNS = {
+    "mtt_auc": ("MTT AUC", "magnatagatune", "roc_auc"),
+    "mtt_ap": ("MTT AP", "magnatagatune", "average_precision"),
+    "gtzan_accuracy": ("GTZAN acc.", "gtzan", "accuracy"),
+    "giantsteps_score": ("GiantSteps score", "giantsteps", "weighted_key_score"),
+    "emo_r2_arousal": ("EMO R2 A", "emomusic", "r2_arousal"),
+    "emo_r2_valence": ("EMO R2 V", "emomusic", "r2_valence"),
+}
+FILTERED_COLUMNS = {
+    "mtt_filtered_auc": ("MTT filtered AUC", FILTERED, "roc_auc"),
+    "mtt_filtered_ap": ("MTT filtered AP", FILTERED, "average_precision"),
+}
+AVERAGE_COLUMNS = {"task_mean": TASK_MEAN, "flat_mean": FLAT_MEAN, "average": "as reported"}
+PUBLISHED_PROTOCOLS = ("jukemir", "marble")
+PUBLISHED_SCORES = Path(__file__).parent / "published_scores.tsv"
+OURS = {
+    True: "Ours, comparable with rows of the same protocol",
+    False: "Ours, not comparable where marked, nor in the means",
+}
+DATA_MARK, QUICK_MARK, LAYERS_MARK = "d", "q", "l"  # the paper's own mark is in the table
 
 
 def task_title(name: str) -> str:
@@ -30,50 +55,57 @@ def metric_title(name: str) -> str:
     return METRIC_TITLES.get(name, name)
 
 
-def table_rows(results: Mapping) -> list[dict]:
-    """Rows of the score table: `label`, `cells` (source to value, interval, details, kind), `counts_in_mean`."""
-    rows: dict[tuple[str, str], dict] = {}
-    for record in results["records"]:
-        task, metric = record["task"], record["metric"]
-        label = f"{task_title(task)}: {metric_title(metric)}"
-        counts = task in TASKS and metric in TASKS[task].value_metrics
-        row = rows.setdefault((task, metric), {"label": label, "cells": {}, "counts_in_mean": counts})
-        low, high = record["interval"]
-        details = [f"± {record['spread']:.3f}"] if len(record["seeds"]) > 1 else []
-        row["cells"][record["source"]] = {
-            "value": record["value"],
-            "interval": record["interval"],
-            "details": [*details, f"[{low:.3f}, {high:.3f}]"],
-            "kind": record["source_kind"],
-        }
-    return list(rows.values()) + _average_rows(results)
-
-
-def _average_rows(results: Mapping) -> list[dict]:
-    """Rows of the means over tasks; sources that were probed on different tasks do not share a row."""
-    rows: dict[tuple, dict] = {}
-    several = [average for average in results.get("averages", []) if len(average["tasks"]) > 1]
-    differ = len({tuple(average["tasks"]) for average in several}) > 1
-    for label, key in ((TASK_MEAN, "task_mean"), (FLAT_MEAN, "flat_mean")):
-        for average in several:
-            tasks = f" of {', '.join(map(task_title, average['tasks']))}" if differ else ""
-            row = rows.setdefault((key, tasks), {"label": label + tasks, "cells": {}, "counts_in_mean": False})
-            bounds = average["task_mean_interval"] if key == "task_mean" else None
-            details = [f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"] if bounds else []
-            cell = {"value": average[key], "interval": bounds, "details": details, "kind": average["source_kind"]}
-            row["cells"][average["source"]] = cell
-    return list(rows.values())
-
-
 def source_kinds(results: Mapping) -> dict[str, str]:
     """Source to its kind, in the order of the records."""
     return {record["source"]: record["source_kind"] for record in results["records"]}
 
 
+def table_rows(results: Mapping) -> list[dict]:
+    """Rows of the score table: `label`, `cells` (source to value, interval, spread, kind), `counts_in_mean`.
+
+    Means over tasks come last; sources that were probed on different tasks do not share a row of these.
+    """
+    rows: dict[tuple, dict] = {}
+
+    def add(key: tuple, label: str, counts: bool, row: Mapping, **cell) -> None:
+        cells = rows.setdefault(key, {"label": label, "cells": {}, "counts_in_mean": counts})["cells"]
+        cells[row["source"]] = {"spread": None, "kind": row["source_kind"]} | cell
+
+    for record in results["records"]:
+        task, metric = record["task"], record["metric"]
+        counts = task in TASKS and metric in TASKS[task].value_metrics
+        spread = record["spread"] if len(record["seeds"]) > 1 else None
+        label = f"{task_title(task)}: {metric_title(metric)}"
+        add((task, metric), label, counts, record, value=record["value"], interval=record["interval"], spread=spread)
+    several = [average for average in results.get("averages", ()) if len(average["tasks"]) > 1]
+    differ = len({tuple(average["tasks"]) for average in several}) > 1
+    for title, name in ((TASK_MEAN, "task_mean"), (FLAT_MEAN, "flat_mean")):
+        for average in several:
+            label = f"{title} of {', '.join(map(task_title, average['tasks']))}" if differ else title
+            add((label,), label, False, average, value=average[name], interval=average.get(f"{name}_interval"))
+    return list(rows.values())
+
+
+def format_table(results: Mapping) -> str:
+    """The score table as Markdown, readable as plain text: one line per metric, one column per source.
+
+    Args:
+        results (`Mapping`): content of a results file, or of several side by side.
+    """
+    sources = list(source_kinds(results))
+
+    def text(cell: Mapping | None) -> str:
+        bounds = " [{:.2f}, {:.2f}]".format(*cell["interval"]) if cell and cell["interval"] else ""
+        return Markdown(f"{cell['value']:.3f}{bounds}" if cell else "-")
+
+    rows = [[row["label"], *(text(row["cells"].get(source)) for source in sources)] for row in table_rows(results)]
+    return markdown_table(["task, metric", *sources], rows)
+
+
 def verdicts(results: Mapping) -> list[str]:
     """One sentence per model and baseline: where the paired 95 % interval lies above, below or around zero."""
     pairs: dict[tuple[str, str], list[dict]] = {}
-    for row in results.get("comparisons", []):
+    for row in results.get("comparisons", ()):
         pairs.setdefault((row["source"], row["baseline"]), []).append(row)
     sentences = []
     for (source, baseline), rows in pairs.items():
@@ -92,7 +124,7 @@ def verdicts(results: Mapping) -> list[str]:
 
 
 def notices(results: Mapping) -> list[str]:
-    """What a reader must know before reading a score."""
+    """What a reader must know before reading a score, each sentence once."""
     lines = []
     if any(record.get("synthetic") for record in results["records"]):
         lines.append(
@@ -100,73 +132,100 @@ def notices(results: Mapping) -> list[str]:
             "and not human ratings. Scores rank representations on this corpus and say nothing about real music."
         )
     for record in results["records"]:
+        task = task_title(record["task"])
         for difference in record.get("differences", ()):
-            line = f"{task_title(record['task'])} is not comparable with published scores: {difference}"
-            if line not in lines:
-                lines.append(line)
+            lines.append(f"{task} is not comparable with published scores: {difference}")
         for split, tags in (record.get("excluded_tags") or {}).items():
-            name = task_title(record["task"])
-            line = f"{name}: tags that cannot be scored on {split} ({len(tags)}): {', '.join(tags)}."
-            if tags and line not in lines:
-                lines.append(line)
-    return lines
+            if tags:
+                lines.append(f"{task}: tags that cannot be scored on {split} ({len(tags)}): {', '.join(tags)}.")
+    return list(dict.fromkeys(lines))
 
 
-def protocol_notes(results: Mapping) -> list[str]:
-    """Protocol, sizes, seeds and what the numbers mean, in sentences."""
+def protocol_facts(results: Mapping) -> dict:
+    """What the notes below the score table name: protocols, sizes of the splits, numbers of seeds, pilot layers."""
     records = results["records"]
-    protocols = sorted({record["protocol"] for record in records})
-    sizes = dict.fromkeys(
-        f"{task_title(record['task'])} "
-        + "/".join(str(record["split_sizes"][split]) for split in ("train", "validation", "test"))
-        for record in records
+    sizes = (
+        "{} {train}/{validation}/{test}".format(task_title(each["task"]), **each["split_sizes"]) for each in records
     )
-    seeds = sorted({len(record["seeds"]) for record in records if record["seeds"]})
-    number = " or ".join(map(str, seeds)) or "no"
-    notes = [
-        f"Protocol {', '.join(protocols)}: layer and probe settings are chosen on the validation split; the chosen "
-        f"probe is trained from {number} seeds and scored once on the test split. Value: mean over seeds; ±: standard "
-        "deviation over seeds; brackets: 95 % bootstrap interval over test tracks, which holds neither the luck of "
-        "the probe's seeds nor that of the pretraining seed.",
-        f"Tracks in train/validation/test: {', '.join(sizes)}.",
-        "Chance: most frequent training class, share of each tag in training, or mean of the training targets. "
-        "Task mean: mean over tasks of each task's value (tags: mean of ROC-AUC and average precision; emotion: mean "
-        "of both R2). Flat mean: plain mean of the value metrics.",
-    ]
-    if any(record.get("layers") == "pilot" for record in records):
-        notes.append("Layers `pilot`: for each task only the layer that the protocol quick chooses on validation.")
-    return notes
+    return {
+        "protocols": sorted({record["protocol"] for record in records}),
+        "sizes": list(dict.fromkeys(sizes)),
+        "num_seeds": sorted({len(record["seeds"]) for record in records if record["seeds"]}),
+        "pilot": any(record.get("layers") == "pilot" for record in records),
+    }
 
 
-def format_table(results: Mapping) -> str:
-    """The score table as Markdown, readable as plain text: one line per metric, one column per source.
+def published_rows() -> Iterator[tuple[str, dict]]:
+    """Published scores in percent: the title of a group, and a row: `name`, `protocol`, `scores` and `marks`."""
+    columns = ("group", "approach", "protocol", *PAPER_COLUMNS, "average", "marks")
+    for line in read_table(PUBLISHED_SCORES, "\t", columns):
+        scores = {column: float(line[column]) for column in (*PAPER_COLUMNS, "average") if line[column]}
+        marks = dict(mark.split("=") for mark in line["marks"].split(",") if mark)
+        yield line["group"], _published_row(line["approach"], line["protocol"], scores, marks)
+
+
+def _published_row(name: str, protocol: str, scores: dict[str, float], marks: dict[str, str]) -> dict:
+    """A row with the two means of its six scores, if it has all of them."""
+    if PAPER_COLUMNS.keys() <= scores.keys():
+        by_task: dict[str, dict[str, float]] = {}
+        for column, (_, task, metric) in PAPER_COLUMNS.items():
+            by_task.setdefault(task, {})[metric] = scores[column]
+        scores = scores | averages(by_task)
+    return {"name": name, "protocol": protocol, "scores": scores, "marks": marks}
+
+
+def our_rows(results: Mapping) -> list[dict]:
+    """Our scores as rows of the same form, one per source and protocol; synthetic tasks have none."""
+    places = {(task, metric): name for name, (_, task, metric) in (PAPER_COLUMNS | FILTERED_COLUMNS).items()}
+    rows: dict[tuple[str, str], tuple[dict, dict]] = {}
+    for record in results["records"]:
+        column = places.get((record["task"], record["metric"]))
+        if column is None or record["source_kind"] == "chance":
+            continue
+        scores, marks = rows.setdefault((record["source"], record["protocol"]), ({}, {}))
+        scores[column] = 100 * record["value"]
+        reasons = {
+            DATA_MARK: record["differences"],
+            QUICK_MARK: record["protocol"] not in PUBLISHED_PROTOCOLS,
+            LAYERS_MARK: record.get("layers", "all") != "all",
+        }
+        marks[column] = "".join(mark for mark, is_so in reasons.items() if is_so)
+    found = []
+    for (source, protocol), (scores, marks) in rows.items():
+        is_comparable = not {DATA_MARK, QUICK_MARK} & set("".join(marks.values()))
+        found.append(_published_row(source, protocol, scores, marks) | {"comparable": is_comparable})
+    return found
+
+
+def comparison(results: Mapping) -> dict | None:
+    """The table of our scores beside published ones.
+
+    A score stands beside a published one only with the same data and the same protocol; the others form a group of
+    their own and are marked.
 
     Args:
         results (`Mapping`): content of a results file, or of several side by side.
+
+    Returns:
+        `dict`: `columns` (names to titles), `groups` (title to rows), `marked` (columns with marks) and `marks` (all
+        that occur); None if no task of the table is among the results.
     """
-    sources = list(source_kinds(results))
-    rows = []
-    for row in table_rows(results):
-        cells = []
-        for source in sources:
-            cell = row["cells"].get(source)
-            bounds = f" [{cell['interval'][0]:.2f}, {cell['interval'][1]:.2f}]" if cell and cell["interval"] else ""
-            cells.append(f"{cell['value']:.3f}{bounds}" if cell else "-")
-        rows.append([row["label"], *cells])
-    return markdown_table(["task, metric", *sources], rows)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text, too; all but the first to the right."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    text = []
-    for line in lines:
-        first, *others = zip(line, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        text.append(f"| {' | '.join(cells)} |")
-    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
-    return "\n".join([text[0], f"|{'|'.join(rule)}|", *text[1:]])
+    groups: dict[str, list[dict]] = {}
+    for row in sorted(our_rows(results), key=lambda row: not row["comparable"]):
+        groups.setdefault(OURS[row["comparable"]], []).append(row)
+    if not groups:
+        return None
+    filtered = any(FILTERED_COLUMNS.keys() & row["scores"].keys() for rows in groups.values() for row in rows)
+    titles = {name: title for name, (title, *_) in (PAPER_COLUMNS | (FILTERED_COLUMNS if filtered else {})).items()}
+    for title, row in published_rows():
+        groups.setdefault(title, []).append(row)
+    marks = [(column, mark) for rows in groups.values() for row in rows for column, mark in row["marks"].items()]
+    return {
+        "columns": titles | AVERAGE_COLUMNS,
+        "groups": groups,
+        "marked": {column for column, _ in marks},
+        "marks": set("".join(mark for _, mark in marks)),
+    }
 
 
 def layer_guide(results: Mapping) -> list[dict]:
@@ -183,21 +242,20 @@ def layer_guide(results: Mapping) -> list[dict]:
         `ensemble`, `validation_metric`, `validation_score`, `runner_up` (`layer` and `validation_score`), and `test`,
         metric to value and 95 % interval.
     """
+    kept = ("model_hash", "protocol", "layer", "probe_settings", "validation_metric", "validation_score")
     guide: dict[tuple[str, str], dict] = {}
     for record in results["records"]:
         if record["source_kind"] != "model":
             continue
-        others = {layer: score for layer, score in record["validation_by_layer"].items() if layer != record["layer"]}
+        scores = record["validation_by_layer"]
+        second = max((layer for layer in scores if layer != record["layer"]), key=scores.get, default=None)
         entry = {
             "model": record["source"],
             "task": record["task"],
-            "runner_up": {"layer": (best := max(others, key=others.get)), "validation_score": others[best]}
-            if others
-            else None,
+            "runner_up": None if second is None else {"layer": second, "validation_score": scores[second]},
             "ensemble": record.get("ensemble"),
             "test": {},
         }
-        kept = ("model_hash", "protocol", "layer", "probe_settings", "validation_metric", "validation_score")
         entry = guide.setdefault((record["source"], record["task"]), entry | {name: record[name] for name in kept})
         entry["test"][record["metric"]] = {"value": record["value"], "interval": record["interval"]}
     return list(guide.values())
@@ -205,11 +263,9 @@ def layer_guide(results: Mapping) -> list[dict]:
 
 def layer_guide_rows(guide: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the layer guide as text."""
-    header = ["model, task", "layer", "probe", "validation", "next best layer", "test"]
     rows = []
     for entry in guide:
         second, metric = entry["runner_up"], metric_title(entry["validation_metric"])
-        scores = [f"{metric_title(name)} {score['value']:.3f}" for name, score in entry["test"].items()]
         rows.append(
             [
                 f"{entry['model']}, {task_title(entry['task'])}",
@@ -217,21 +273,19 @@ def layer_guide_rows(guide: Sequence[Mapping]) -> tuple[list[str], list[list[str
                 describe_settings(entry["probe_settings"]),
                 f"{metric} {entry['validation_score']:.3f}",
                 f"{second['layer']} ({second['validation_score']:.3f})" if second else "-",
-                ", ".join(scores),
+                ", ".join(f"{metric_title(name)} {score['value']:.3f}" for name, score in entry["test"].items()),
             ]
         )
-    return header, rows
+    return ["model, task", "layer", "probe", "validation", "next best layer", "test"], rows
 
 
 def describe_settings(settings: Mapping) -> str:
     """Settings of a probe in words."""
-    kind = f"hidden layer of {settings.get('hidden_size', 512)}" if settings["kind"] == "mlp" else "linear"
+    hidden, dropout = settings["kind"] == "mlp", f"dropout {settings['dropout_input']:g} of features"
     parts = [
-        kind,
+        f"hidden layer of {settings.get('hidden_size', 512)}" if hidden else "linear",
         f"learning rate {settings['learning_rate']:g}",
-        f"dropout {settings['dropout_input']:g} of features, {settings['dropout']:g} of hidden units"
-        if settings["kind"] == "mlp"
-        else f"dropout {settings['dropout_input']:g} of features",
+        f"{dropout}, {settings['dropout']:g} of hidden units" if hidden else dropout,
     ]
     if settings.get("weight_decay"):
         parts.append(f"weight decay {settings['weight_decay']:g}")
