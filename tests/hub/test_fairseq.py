@@ -11,8 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from golden_student import golden_student, golden_weights, teacher_names
 from safetensors.torch import load_file
-from test_golden import golden_student, golden_weights, teacher_names
 
 from music2vec_hf import EMATeacher, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
 from music2vec_hf.cli import main
