@@ -218,9 +218,8 @@ def synth(args) -> None:
 
 def prepare(args) -> None:
     """See [`music2vec_hf.corpus.loading.prepare_corpus`]."""
-    from music2vec_hf.corpus.parts import parse_shard
-    from music2vec_hf.corpus.prepare import prepare_corpus
-    from music2vec_hf.corpus.pushing import push_corpus
+    from music2vec_hf.corpus.prepare import parse_shard, prepare_corpus
+    from music2vec_hf.corpus.publishing import push_corpus
 
     summary = prepare_corpus(
         args.source,

@@ -26,6 +26,9 @@ CLIP = {"bytes": Value("binary"), "path": Value("string")}
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?")
 
+# Folders in a corpus that `prepare_corpus` has not finished; the second is of versions before 0.2.
+UNFINISHED = (".unfinished", ".staging")
+
 # Files of a folder of audio that make one shard of a stream.
 FILES_PER_SHARD = 100
 
@@ -202,12 +205,12 @@ def _stamp(file: str) -> str:
 def _in_folder(folder: Path) -> FoundCorpus:
     """The files of a folder; a corpus that `prepare_corpus` left unfinished is refused."""
     ours = (folder / "corpus.json").exists()
-    if not ours and ((folder / ".staging").exists() or (folder / "rejects.csv").exists()):
+    if not ours and any((folder / name).exists() for name in (*UNFINISHED, "rejects.csv")):
         raise ValueError(
             f"{folder} holds no finished corpus (corpus.json is missing); run `music2vec prepare SOURCE {folder}` "
             "to its end, started again it goes on where it stood."
         )
-    paths = sorted(path for path in folder.rglob("*") if ".staging" not in path.parts)
+    paths = sorted(path for path in folder.rglob("*") if not set(UNFINISHED) & set(path.parts))
     by_kind = {
         "parquet": [path for path in paths if path.suffix == ".parquet" and path.name not in METADATA_FILES],
         "webdataset": [path for path in paths if path.name.endswith(ARCHIVES)],

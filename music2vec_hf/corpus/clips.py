@@ -1,20 +1,15 @@
-"""One track to clips: decode, cut, judge, encode. This is what each process of `prepare_corpus` runs.
-
-The result is staged on disk: `<stem>.parquet` with the clips, if any, then `<stem>.json` with what happened. The
-second file is written last, so that its presence means that the track is done.
-"""
+"""One track to clips: decode, cut, judge, encode. This is what each process of `prepare_corpus` runs."""
 
 import hashlib
-import json
-import multiprocessing
-import os
-import threading
+import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 
 from music2vec_hf.audio.decoding import AudioError, AudioSource
 from music2vec_hf.audio.reading import AudioReader, encode_flac_pcm, to_pcm
@@ -30,6 +25,9 @@ CLIPPED_LEVEL, CLIPPED_SHARE = 0.98, 0.5
 
 # Rows are written in groups of about this size, which bounds the memory of everyone who reads or writes them.
 GROUP_ROWS, GROUP_BYTES = 100, 32_000_000
+
+# How the samples of a clip are stored.
+STORES = ("flac", "wav")
 
 CLIP_SCHEMA = pa.schema(
     {
@@ -47,125 +45,115 @@ CLIP_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ClipJob:
-    """A track to stage: what to open, what to call it, where to put the result, how to cut.
+    """A track to prepare.
 
-    A process of its own gives it up after `max_seconds`; 0 is never.
+    Args:
+        path: what to open.
+        source (`str`): what to call it.
+        track_id (`str`): names its clips.
+        clips (`Path`): the Parquet file that its clips are written to.
+        clip_samples, min_samples (`int`): length of a clip; of the shortest.
+        store (`str`): "flac", or "wav".
+        max_seconds (`float`): a process of its own gives it up after so long; 0 is never.
     """
 
     path: AudioSource
     source: str
     track_id: str
-    stem: str
+    clips: Path
     clip_samples: int
     min_samples: int
-    num_bytes: int = 0
+    store: str = "flac"
     max_seconds: float = 0.0
 
 
-def stage_track(job: ClipJob) -> dict:
-    """Decode, cut and encode one track, unless it is staged already.
+def prepare_track(job: ClipJob) -> dict:
+    """Decode, cut and encode one track; `job.clips` is there afterwards if it has clips.
 
     Returns:
         `dict`: `clips`, `seconds` (kept), `decoded_seconds`, `remainder_seconds` (cut off because too short),
-        `rejects` (list of `[kind, reason]`), `rejected_file` (bool); where there are clips, `sha256` of all decoded
-        samples and `staged_bytes`, the size of the file of clips.
+        `rejects` (list of `(kind, reason)`), `rejected_file` (bool), and where there are clips `sha256` of all
+        decoded samples.
     """
-    staged = read_staged(job.stem)
-    if staged is not None:
-        return staged
-    # One thread: the number of threads may change the last bit of a sum, and each process has its own core.
-    with torch_threads(1):
-        result = _write_clips(job)
-    write_atomically(Path(job.stem + ".json"), json.dumps(result))
+    job.clips.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # One thread: the number of threads may change the last bit of a sum, and each process has its own core.
+        with torch_threads(1):
+            result = _write_clips(job)
+    except AudioError as error:
+        # A file with NaN at its end is not to be trusted at its beginning: nothing of it is kept.
+        result = rejection(error.kind, error.detail)
+    if not result["clips"]:
+        job.clips.unlink(missing_ok=True)
     return result
 
 
 def rejection(kind: str, detail: str) -> dict:
-    """What `stage_track` returns for a track of which nothing is kept."""
+    """What `prepare_track` returns for a track of which nothing is kept."""
     totals = dict.fromkeys(("clips", "seconds", "decoded_seconds", "remainder_seconds"), 0)
     return {**totals, "rejects": [(kind, f"{kind}: {detail}")], "rejected_file": True}
 
 
-def end_with_parent() -> None:
-    """Let this process end when the one that started it is killed; else it would go on writing beside the next run."""
-    parent = multiprocessing.parent_process()
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write tables to one Parquet file, in groups of rows of about one size."""
+    held: list[pa.Table] = []
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
+    def flush() -> None:
+        if held:
+            table = pa.concat_tables(held).combine_chunks()
+            writer.write_table(table, row_group_size=max(1, len(table)))
+            held.clear()
 
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def read_staged(stem: str) -> dict | None:
-    """What an earlier run staged for a track, or None."""
-    path = Path(stem + ".json")
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is either absent or whole."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    # The audio is compressed already, the rest is small: plain pages are read without a copy.
+    with pq.ParquetWriter(path, schema, compression="NONE", use_dictionary=False) as writer:
+        for table in tables:
+            held.append(table)
+            if sum(map(len, held)) >= GROUP_ROWS or sum(table.nbytes for table in held) >= GROUP_BYTES:
+                flush()
+        flush()
 
 
 def _write_clips(job: ClipJob) -> dict:
     rejects: list[tuple[str, str]] = []
     totals = {"clips": 0, "seconds": 0.0, "decoded_seconds": 0.0, "remainder_seconds": 0.0}
-    aside, samples_digest = Path(f"{job.stem}.{os.getpid()}.tmp"), hashlib.sha256()
-    try:
-        with AudioReader(job.path, name=job.source) as reader, _clip_writer(aside) as writer:
-            about = {
-                "source_sampling_rate": reader.sampling_rate,
-                "source_channels": reader.num_channels,
-                "source_format": reader.format,
-            }
-            rows: list[dict] = []
-            for start, samples in _cut(reader, job.clip_samples):
-                totals["decoded_seconds"] += len(samples) / SAMPLING_RATE
-                samples_digest.update(to_pcm(samples).tobytes())
-                if len(samples) < min(job.min_samples, job.clip_samples):
-                    totals["remainder_seconds"] += len(samples) / SAMPLING_RATE
-                    continue
-                row = _encode_clip(samples, start, job.track_id, rejects)
-                if row is not None:
-                    totals["clips"] += 1
-                    totals["seconds"] += row["duration"]
-                    rows.append({**row, **about})
-                if len(rows) >= GROUP_ROWS or sum(len(row["audio"]["bytes"]) for row in rows) >= GROUP_BYTES:
-                    writer.write_table(pa.Table.from_pylist(rows, CLIP_SCHEMA))
-                    rows = []
-            if rows:
-                writer.write_table(pa.Table.from_pylist(rows, CLIP_SCHEMA))
-        decoded = totals["decoded_seconds"]
-        if decoded == 0:
-            raise AudioError(job.source, "empty", "it holds no samples.")
-        if decoded * SAMPLING_RATE < job.min_samples:
-            least = job.min_samples / SAMPLING_RATE
-            raise AudioError(job.source, "too short", f"it lasts {decoded:.2f} s, at least {least:g} s are needed.")
-        if reader.cancellation:
-            raise AudioError(job.source, "cancelling", reader.cancellation)
-    except AudioError as error:
-        aside.unlink(missing_ok=True)
-        # A file with NaN at its end is not to be trusted at its beginning: nothing of it is kept.
-        return rejection(error.kind, error.detail)
+    digest = hashlib.sha256()
+
+    def clips() -> Iterator[pa.Table]:
+        for start, samples in _cut(reader, job.clip_samples):
+            totals["decoded_seconds"] += len(samples) / SAMPLING_RATE
+            pcm = to_pcm(samples)
+            digest.update(pcm.tobytes())
+            if len(samples) < min(job.min_samples, job.clip_samples):
+                totals["remainder_seconds"] += len(samples) / SAMPLING_RATE
+                continue
+            row = _encode_clip(pcm, start / SAMPLING_RATE, job, rejects)
+            if row is not None:
+                totals["clips"] += 1
+                totals["seconds"] += row["duration"]
+                yield pa.Table.from_pylist([{**row, **about}], CLIP_SCHEMA)
+
+    with AudioReader(job.path, name=job.source) as reader:
+        about = {
+            "source_sampling_rate": reader.sampling_rate,
+            "source_channels": reader.num_channels,
+            "source_format": reader.format,
+        }
+        write_tables(job.clips, CLIP_SCHEMA, clips())
+    decoded = totals["decoded_seconds"]
+    if decoded == 0:
+        raise AudioError(job.source, "empty", "it holds no samples.")
+    if decoded * SAMPLING_RATE < job.min_samples:
+        least = job.min_samples / SAMPLING_RATE
+        raise AudioError(job.source, "too short", f"it lasts {decoded:.2f} s, at least {least:g} s are needed.")
+    if reader.cancellation:
+        raise AudioError(job.source, "cancelling", reader.cancellation)
     if reader.shortfall:
         rejects.append(("truncated", f"truncated: {reader.shortfall}"))
     result = {**totals, "rejects": rejects, "rejected_file": totals["clips"] == 0}
-    if not totals["clips"]:
-        aside.unlink()
-        return result
-    staged_bytes = aside.stat().st_size
-    os.replace(aside, job.stem + ".parquet")
-    return {**result, "sha256": samples_digest.hexdigest(), "staged_bytes": staged_bytes}
+    return {**result, "sha256": digest.hexdigest()} if totals["clips"] else result
 
 
-def _clip_writer(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, CLIP_SCHEMA, compression="NONE", use_dictionary=False)
-
-
-def _cut(reader: AudioReader, clip_samples: int):
+def _cut(reader: AudioReader, clip_samples: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield `(start_sample, samples)` for one clip after the other; the last may be shorter."""
     held, start = np.zeros(0, np.float32), 0
     for block in reader.blocks():
@@ -177,31 +165,37 @@ def _cut(reader: AudioReader, clip_samples: int):
         yield start, held
 
 
-def _encode_clip(samples: np.ndarray, start: int, track_id: str, rejects: list) -> dict | None:
+def _encode_clip(pcm: np.ndarray, start: float, job: ClipJob, rejects: list) -> dict | None:
     """The row of one clip, or None and an entry in `rejects` if it is silence or clipped to nothing."""
-    pcm = to_pcm(samples)
     # Statistics of what is stored, not of what was decoded: FLAC gives back exactly pcm / 32768.
     stored = pcm.astype(np.float64) / 32768.0
     mean, std = float(stored.mean()), float(stored.std())
-    peak = float(np.abs(stored - mean).max())
-    peak_dbfs, rms_dbfs = _dbfs(peak), _dbfs(std)
-    start_seconds = start / SAMPLING_RATE
+    peak_dbfs, rms_dbfs = _dbfs(float(np.abs(stored - mean).max())), _dbfs(std)
     if peak_dbfs < SILENCE_PEAK_DBFS or rms_dbfs < SILENCE_RMS_DBFS:
         level = f"peak {peak_dbfs:.1f} dBFS, RMS {rms_dbfs:.1f} dBFS"
         level = "all samples are equal" if pcm.min() == pcm.max() else level
-        rejects.append(("silence", f"silence: the clip at {start_seconds:g} s ({level})."))
+        rejects.append(("silence", f"silence: the clip at {start:g} s ({level})."))
         return None
     clipped = float(np.mean(np.abs(stored) >= CLIPPED_LEVEL))
     if clipped > CLIPPED_SHARE:
-        rejects.append(("clipped", f"clipped: {clipped:.0%} of the clip at {start_seconds:g} s lie at full scale."))
+        rejects.append(("clipped", f"clipped: {clipped:.0%} of the clip at {start:g} s lie at full scale."))
         return None
     return {
-        "audio": {"bytes": encode_flac_pcm(pcm), "path": f"{track_id}_{start_seconds:.3f}.flac"},
-        "clip_start": start_seconds,
+        "audio": {"bytes": encode_clip(pcm, job.store), "path": f"{job.track_id}_{start:.3f}.{job.store}"},
+        "clip_start": start,
         "duration": len(pcm) / SAMPLING_RATE,
         "clip_mean": mean,
         "clip_std": std,
     }
+
+
+def encode_clip(pcm: np.ndarray, store: str = "flac") -> bytes:
+    """Encode int16 samples `[num_samples]` at 16 kHz as a mono FLAC or WAV file."""
+    if store == "flac":
+        return encode_flac_pcm(pcm)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, SAMPLING_RATE, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def _dbfs(level: float) -> float:

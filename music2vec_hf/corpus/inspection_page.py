@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from music2vec_hf.audio.reading import encode_flac
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.audio.sources import CORPUS_COLUMNS
-from music2vec_hf.corpus.clips import write_atomically
+from music2vec_hf.common.files import write_text
 from music2vec_hf.corpus.inspection import RMS_FLOOR, Inspection, describe_corpus, find_warnings, open_shard
 from music2vec_hf.corpus.loading import read_crop
 
@@ -55,8 +55,7 @@ def write_page(inspection: Inspection, output: str | os.PathLike = "inspection.h
         clips=[_show_clip(split, row) for split, row in draw_clips(inspection, seed)],
         versions=inspection.summary.get("versions", {}),
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, page)
+    write_text(output, page)
     return output
 
 

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from music2vec_hf.audio.finding import audio_name, choose_splits, find_corpus
 from music2vec_hf.audio.reading import to_pcm
-from music2vec_hf.corpus.claiming import hold_lock
-from music2vec_hf.corpus.clips import write_atomically
+from music2vec_hf.common.files import hold_lock, write_json
 from music2vec_hf.corpus.loading import load_corpus, read_crop
 from music2vec_hf.corpus.measuring import STATISTICS, clip_lengths
 
@@ -90,7 +89,7 @@ def store_pcm(corpus: str | os.PathLike, progress: bool = True) -> dict:
         failed = _write_samples(aside, clips, progress)
         os.replace(aside, folder / SAMPLES)
         index = {"splits": splits, "failed": failed}
-        write_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_json(folder / INDEX, index)
     return index
 
 

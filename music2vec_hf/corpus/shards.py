@@ -1,86 +1,298 @@
-"""Clips to Parquet shards, with a record on disk of the shards that are whole."""
+"""Shards: so many tracks become one Parquet file, whole or not at all, with a JSON of what became of each track.
+
+They are cut from the listing by what its files weigh, so that they do not depend on who writes them. Decoders are C
+code that is fed whatever lies on the disk: with several processes each track is decoded in a process that may crash or
+hang at the cost of that track. A single process decodes here; where it died, the next run decodes the shard apart.
+"""
 
 import json
+import multiprocessing
 import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features
+from datasets import Audio, Features, Value
+from pebble import ProcessExpired, ProcessPool
 
-from music2vec_hf.corpus.clips import GROUP_BYTES, GROUP_ROWS, write_atomically
+from music2vec_hf.audio.packed import PackedFile
+from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.audio.sources import Listing, Track
+from music2vec_hf.common.files import write_json, written_aside
+from music2vec_hf.corpus.clips import ClipJob, prepare_track, rejection, write_tables
+
+# A file may take `file_timeout` seconds, and one more for so many of its bytes.
+BYTES_A_SECOND = 50_000
+# Tracks, for each process, that are begun before the first of them is written: keeps the clips beside the shards few.
+LEAD = 8
+
+Report = Callable[[Track, dict], None]
 
 
-def closed_shards(folder: Path) -> list[dict]:
-    """The records of the shards in `folder` that are whole, in their order."""
-    closed: list[dict] = []
-    while (record := folder / f"{len(closed):05d}.json").exists():
-        closed.append(json.loads(record.read_text()))
-    return closed
+@dataclass(frozen=True)
+class Shard:
+    """The tracks of one Parquet file.
 
-
-class ShardWriter:
-    """Writes clips to shards that end at the end of a track, and remembers on disk which shards are whole.
-
-    Attributes:
-        next_track (`int`): first track that no closed shard covers.
-        closed (`list[dict]`): the closed shards: `file`, `split`, `next_track`.
+    Args:
+        path (`Path`): of the file while the corpus is unfinished.
+        tracks (`list[Track]`), jobs (`list[ClipJob]`): its tracks in order, all of one split.
+        schema (`pa.Schema`): of its rows.
     """
 
-    def __init__(self, folder: Path, features: Features, shard_bytes: float):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.schema, self.shard_bytes = folder, features.arrow_schema, shard_bytes
-        self.closed = closed_shards(folder)
-        self.next_track = self.closed[-1]["next_track"] if self.closed else 0
-        self._writer: pq.ParquetWriter | None = None
-        self._split: str | None = None
-        self._rows: list[pa.Table] = []
-        self._bytes = 0
-        self._stems: list[str] = []
+    path: Path
+    tracks: list[Track]
+    jobs: list[ClipJob]
+    schema: pa.Schema
 
-    def start_track(self, index: int, split: str) -> None:
-        """Close the shard if the track belongs to another split."""
-        if split != self._split:
-            self.close(index, self._stems)
-        self._split = split
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is written."""
+        if not self._record.exists():
+            return False
+        num_bytes = json.loads(self._record.read_text(encoding="utf-8"))["num_bytes"]
+        return self.path.exists() and self.path.stat().st_size == num_bytes
 
-    def write(self, table: pa.Table) -> None:
-        """Add clips to the shard."""
-        if self._writer is None:
-            # The audio is compressed already, the rest is small: plain pages are read without a copy.
-            self._writer = pq.ParquetWriter(
-                self._path(".parquet.tmp"), self.schema, compression="NONE", use_dictionary=False
+    @property
+    def results(self) -> list[dict]:
+        """What [`prepare_track`] returned for each track of a written shard."""
+        return json.loads(self._record.read_text(encoding="utf-8"))["results"]
+
+    @property
+    def mark(self) -> Path:
+        """A file that is there while this process decodes a track, and after it died of that."""
+        return self.path.with_suffix(".decoding")
+
+    @property
+    def _record(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def write(self, results: Iterable[dict], report: Report) -> None:
+        """Write the clips of all tracks, whose results come in order; `report` is told of each."""
+        kept: list[dict] = []
+        for left in self.path.parent.glob(f".{self.path.name}.*"):  # by a run that was killed
+            left.unlink()
+        with written_aside(self.path) as aside:
+            write_tables(aside, self.schema, self._tables(results, kept, report))
+        write_json(self._record, {"num_bytes": self.path.stat().st_size, "results": kept}, indent=None)
+
+    def _tables(self, results: Iterable[dict], kept: list[dict], report: Report) -> Iterator[pa.Table]:
+        for track, job, result in zip(self.tracks, self.jobs, results, strict=False):
+            if result["clips"]:
+                with pq.ParquetFile(job.clips) as file:
+                    for group in range(file.num_row_groups):
+                        yield self._with_columns(track, file.read_row_group(group))
+                job.clips.unlink()
+            kept.append(result)
+            report(track, result)
+
+    def _with_columns(self, track: Track, clips: pa.Table) -> pa.Table:
+        row = {"track_id": track.track_id, "source": track.source, **track.metadata}
+        columns = [
+            clips[name].combine_chunks()
+            if name in clips.column_names
+            else pa.array([row.get(name)] * len(clips), self.schema.field(name).type)
+            for name in self.schema.names
+        ]
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+
+def cut_shards(folder: Path, listing: Listing, plan: dict, file_timeout: float = 0.0) -> list[Shard]:
+    """Cut a listing into shards: one ends with the track with which its files reach `shard_megabytes`, or its split.
+
+    Args:
+        folder (`Path`): where the shards are written.
+        listing (`Listing`): all tracks.
+        plan (`dict`): `shard_megabytes`, `clip_seconds`, `min_seconds`, `store`.
+        file_timeout (`float`): seconds that a file may take whatever its size; 0 for no limit.
+    """
+    tracks, bounds, num_bytes = listing.tracks, [0], 0
+    for index, track in enumerate(tracks):
+        if num_bytes >= plan["shard_megabytes"] * 1e6 or track.split != tracks[bounds[-1]].split:
+            bounds.append(index)
+            num_bytes = 0
+        num_bytes += track.num_bytes
+    folder, schema = folder.absolute(), corpus_features(listing).arrow_schema
+    jobs = [
+        ClipJob(
+            path=_absolute(track.path),
+            source=track.source,
+            track_id=track.track_id,
+            clips=folder / "tracks" / f"{index:08d}.parquet",
+            clip_samples=round(plan["clip_seconds"] * SAMPLING_RATE),
+            min_samples=round(plan["min_seconds"] * SAMPLING_RATE),
+            store=plan["store"],
+            max_seconds=file_timeout and file_timeout + track.num_bytes / BYTES_A_SECOND,
+        )
+        for index, track in enumerate(tracks)
+    ]
+    return [
+        Shard(folder / f"{number:05d}.parquet", tracks[first:end], jobs[first:end], schema)
+        for number, (first, end) in enumerate(pairwise([*bounds, len(tracks)]))
+    ]
+
+
+def corpus_features(listing: Listing) -> Features:
+    """The columns of a corpus; `Audio(decode=False)` so that loading needs no decoder of `datasets`."""
+    features = Features(
+        {
+            "audio": Audio(sampling_rate=SAMPLING_RATE, decode=False),
+            "track_id": Value("string"),
+            "source": Value("string"),
+            "clip_start": Value("float64"),
+            "duration": Value("float64"),
+            "clip_mean": Value("float64"),
+            "clip_std": Value("float64"),
+            "source_sampling_rate": Value("int64"),
+            "source_channels": Value("int64"),
+            "source_format": Value("string"),
+        }
+    )
+    return Features({**features, **Features.from_arrow_schema(pa.schema(listing.metadata_types))})
+
+
+def _absolute(path):
+    """What to open, wherever the process that opens it works."""
+    if not isinstance(path, PackedFile):
+        return Path(os.path.abspath(path))
+    return path if "://" in path.container else replace(path, container=os.path.abspath(path.container))
+
+
+# ---- who writes them ----
+
+
+def write_shards(shards: list[Shard], num_proc: int, report: Report) -> None:
+    """Write shards one after the other, their tracks decoded by processes of this machine."""
+    for group in [shards] if num_proc > 1 else [[shard] for shard in shards]:
+        jobs = [job for shard in group for job in shard.jobs]
+        here = num_proc == 1 and not group[0].mark.exists()
+        with closing(_decode_here(jobs, group[0].mark) if here else decode_apart(jobs, num_proc)) as results:
+            for shard in group:
+                shard.write(results, report)
+        if num_proc == 1:
+            group[0].mark.unlink(missing_ok=True)
+
+
+def write_shards_by_ray(shards: list[Shard], num_proc: int, report: Report) -> None:
+    """Write shards by tasks of Ray, on one host or on many that share SOURCE and OUT (extra `cluster`).
+
+    The cluster is the one that the program is connected to, else that of `RAY_ADDRESS`, else one of `num_proc`
+    processes on this host.
+
+    Raises:
+        ValueError: if Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("`engine` is ray, which is not installed: `pip install music2vec_hf[cluster]`.") from error
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        ray.init(address, log_to_driver=False, **({} if address else {"num_cpus": num_proc}))
+    write = ray.remote(_write_apart)
+    running = {write.remote(shard): shard for shard in shards}
+    while running:
+        (task,), _ = ray.wait(list(running))
+        ray.get(task)
+        shard = running.pop(task)
+        for track, result in zip(shard.tracks, shard.results, strict=True):
+            report(track, result)
+
+
+def _write_apart(shard: Shard) -> None:
+    with closing(decode_apart(shard.jobs, 1)) as results:
+        shard.write(results, lambda track, result: None)
+
+
+def _decode_here(jobs: list[ClipJob], mark: Path) -> Iterator[dict]:
+    """Yield what [`prepare_track`] returns for all jobs. The file `mark` is left by one that ends this process."""
+    for job in jobs:
+        mark.touch()
+        began = time.monotonic()
+        try:
+            result = prepare_track(job)
+        finally:
+            # Interrupted after more time than a file may take, it counts as dead: the next run decodes it apart.
+            if not 0 < job.max_seconds < time.monotonic() - began:
+                mark.unlink()
+        yield result
+
+
+def decode_apart(jobs: list[ClipJob], num_proc: int) -> Iterator[dict]:
+    """Yield what [`prepare_track`] returns for all jobs, in order, each run in one of `num_proc` processes.
+
+    A track that ends its process, or takes longer than it may, is rejected, and the process replaced.
+    """
+    pools = _start_processes(min(num_proc, len(jobs)))
+    idle, running, results, begun = list(pools), {}, {}, 0
+    try:
+        for number in range(len(jobs)):
+            while number not in results:
+                while idle and begun < min(len(jobs), number + LEAD * num_proc):
+                    pool, job = idle.pop(), jobs[begun]
+                    running[pool.schedule(prepare_track, [job], timeout=job.max_seconds or None)] = begun, pool
+                    begun += 1
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    done, pool = running.pop(future)
+                    results[done] = _result(future, jobs[done])
+                    if not pool.active:
+                        pools.remove(pool)
+                        pools += (fresh := _start_processes(1))
+                        pool = fresh[0]
+                    idle.append(pool)
+            yield results.pop(number)
+    finally:
+        for pool in pools:
+            pool.stop()
+        for pool in pools:
+            pool.join()
+
+
+def _result(future: Future, job: ClipJob) -> dict:
+    """What became of a track; an error that is not about its audio, such as a full disk, is raised."""
+    error = future.exception()
+    if isinstance(error, (ProcessExpired, BrokenProcessPool)):
+        result = rejection("undecodable", "the decoder crashes on it.")
+    elif isinstance(error, TimeoutError) and error.__cause__ is None:  # of the pool, not of a network
+        result = rejection("too slow", f"decoding it takes longer than {job.max_seconds:.0f} s.")
+    else:
+        return future.result()
+    job.clips.unlink(missing_ok=True)
+    return result
+
+
+def _start_processes(number: int) -> list[ProcessPool]:
+    """Pools of one process each: what ends a process ends the one track that it was given, and no other."""
+    # Not fork: a forked process can hang in the threads that torch had started.
+    context = multiprocessing.get_context("spawn")
+    pools = [ProcessPool(1, initializer=end_with_parent, context=context) for _ in range(number)]
+    started = [pool.schedule(callable, [prepare_track]) for pool in pools]  # imports what a track needs
+    for future in started:
+        if future.exception() is not None:
+            raise RuntimeError(
+                "The processes that `num_proc` asks for end before they begin; call `prepare_corpus` below "
+                '`if __name__ == "__main__":`, or look for their error above.'
             )
-        self._rows.append(table)
-        self._bytes += table.nbytes
-        if sum(map(len, self._rows)) >= GROUP_ROWS or sum(rows.nbytes for rows in self._rows) >= GROUP_BYTES:
-            self._flush()
+    return pools
 
-    def end_track(self, index: int, stems: list[str]) -> None:
-        """Close the shard if it is large enough."""
-        self._stems = stems
-        if self._bytes >= self.shard_bytes:
-            self.close(index + 1, stems)
 
-    def close(self, next_track: int, stems: list[str]) -> None:
-        """Finish the shard, then drop the staged clips that it holds."""
-        if self._writer is None:
-            return
-        self._flush()
-        self._writer.close()
-        os.replace(self._path(".parquet.tmp"), self._path(".parquet"))
-        shard = {"file": self._path(".parquet").name, "split": self._split, "next_track": next_track}
-        write_atomically(self._path(".json"), json.dumps(shard))
-        self.closed.append(shard)
-        self._writer, self._bytes, self.next_track, self._stems = None, 0, next_track, []
-        for stem in stems:
-            Path(stem + ".parquet").unlink(missing_ok=True)
+def end_with_parent() -> None:
+    """Let this process end when the one that started it is killed; else it would go on writing beside the next run."""
+    parent = multiprocessing.parent_process()
 
-    def _flush(self) -> None:
-        if self._rows:
-            table = pa.concat_tables(self._rows).combine_chunks()
-            self._writer.write_table(table, row_group_size=max(1, len(table)))
-            self._rows = []
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
 
-    def _path(self, suffix: str) -> Path:
-        return self.folder / f"{len(self.closed):05d}{suffix}"
+    threading.Thread(target=watch, daemon=True).start()
+
+
+__all__ = ["Shard", "corpus_features", "cut_shards", "decode_apart", "write_shards", "write_shards_by_ray"]

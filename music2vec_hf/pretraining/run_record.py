@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import metadata_load
 
 import music2vec_hf
+from music2vec_hf.common.files import write_json
 from music2vec_hf.common.precision import choose_precision
-from music2vec_hf.corpus.clips import write_atomically
 from music2vec_hf.pretraining.arguments import MACHINE_KEYS, Recipe, load_recipe, recipe_names
 
 FILE_NAME = "run.json"
@@ -52,7 +52,7 @@ def write_run_record(
         "corpus": _describe_corpus(corpus, audio),
         "sessions": [*(known for known in earlier if known["first_step"] < first_step), session],
     }
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
     return path
 
 

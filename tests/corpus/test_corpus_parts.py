@@ -1,19 +1,15 @@
 """Parts that merge to the single run's bytes, duplicates, samples of so many hours, one run at a time."""
 
-import csv
-import hashlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
+from toy_corpus import contents, kill, rejects_of, start_until
 
 from music2vec_hf.audio.sources import list_tracks
 from music2vec_hf.cli import main
-from music2vec_hf.corpus.parts import parse_shard
-from music2vec_hf.corpus.prepare import merge_corpus, prepare_corpus
+from music2vec_hf.corpus.prepare import merge_corpus, parse_shard, prepare_corpus
 from music2vec_hf.corpus.sampling import sample_tracks
 
 SETTINGS = {"clip_seconds": 5.0, "shard_megabytes": 0.3, "progress": False}
@@ -24,21 +20,8 @@ def prepare(source, out, **settings):
     return prepare_corpus(source, out, **{**SETTINGS, **settings})
 
 
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def music(seconds, seed):
     return 0.1 * np.random.default_rng(seed).standard_normal(seconds * 16000).clip(-3, 3)
-
-
-def rejects_of(out):
-    with open(out / "rejects.csv", newline="") as file:
-        return list(csv.reader(file))[1:]
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +60,7 @@ def test_four_parts_merged_equal_the_single_run(whole, tmp_path):
     assert prepare(source, tmp_path / "out", shard=(1, 4)) == summary
 
 
-def test_parts_at_the_same_time_and_a_killed_merge(whole, tmp_path, monkeypatch):
-    source, out, _ = whole
-    code = (
-        "import sys; from music2vec_hf.corpus.loading import prepare_corpus as p; p({!r}, {!r}, shard=({}, 2), **{!r})"
-    )
-    words = [[sys.executable, "-c", code.format(str(source), str(tmp_path / "out"), i, SETTINGS)] for i in range(2)]
-    processes = [subprocess.Popen(command) for command in words]
-    assert [process.wait() for process in processes] == [0, 0]
-    with monkeypatch.context() as patch:
-        patch.setattr("music2vec_hf.corpus.prepare.publish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            merge_corpus(tmp_path / "out", progress=False)
-    merge_corpus(tmp_path / "out", progress=False)
-    assert contents(tmp_path / "out") == contents(out)
-
-
-def test_a_merge_names_what_is_missing_or_damaged(whole, tmp_path):
+def test_a_merge_names_what_is_missing_or_damaged_and_goes_on_when_it_was_killed(whole, tmp_path, monkeypatch):
     source, whole_out, _ = whole
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="is not a folder; give the one"):
@@ -102,7 +69,7 @@ def test_a_merge_names_what_is_missing_or_damaged(whole, tmp_path):
     with pytest.raises(ValueError, match="holds no parts to merge"):
         merge_corpus(out)
     prepare(source, out, shard=(0, 3))
-    with pytest.raises(ValueError, match=r"lacks 2 of 3 parts; .* --shard 1/3, --shard 2/3 first"):
+    with pytest.raises(ValueError, match=r"lacks 2 of 3 parts \(\d of \d shards\); .* --shard 1/3, --shard 2/3 first"):
         merge_corpus(out)
     with pytest.raises(ValueError, match="was begun with number of shards 3, now it is 4"):
         prepare(source, out, shard=(1, 4))
@@ -110,18 +77,16 @@ def test_a_merge_names_what_is_missing_or_damaged(whole, tmp_path):
         prepare(source, out, shard=(1, 3), clip_seconds=7.0)
     for index in (1, 2):
         prepare(source, out, shard=(index, 3))
-    clips = sorted(out.glob(".staging/tracks/*/*.parquet"))
-    clips[1].write_bytes(clips[1].read_bytes()[:-100])
-    clips[4].unlink()
-    with pytest.raises(ValueError, match=r"lacks the clips of 2 of 15 tracks, .*--shard 1/3 again"):
+    damaged, gone = out / ".unfinished" / "00001.parquet", out / ".unfinished" / "00004.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    gone.unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of 3 parts \(2 of \d shards\), .*|--shard 1/3 first"):
         merge_corpus(out)
     prepare(source, out, shard=(1, 3))
-    record = out / ".staging" / "parts" / "00002.json"
-    text = record.read_text()
-    record.write_text(text.replace('"clip_seconds": 5.0', '"clip_seconds": 6.0'))
-    with pytest.raises(ValueError, match=r"has part 2/3 made with clip_seconds 6.0, now it is 5.0"):
-        merge_corpus(out)
-    record.write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr("music2vec_hf.corpus.publishing._summarise", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            merge_corpus(out, progress=False)
     merge_corpus(out, progress=False)
     assert contents(out) == contents(whole_out)
 
@@ -206,39 +171,24 @@ def test_a_sample_in_parts_is_the_sample_of_a_single_run(whole, tmp_path):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(whole, tmp_path):
-    pytest.importorskip("fcntl")
     source, whole_out, _ = whole
     out = tmp_path / "out"
-    code = (
-        "import sys; from music2vec_hf.data import prepare, staging\n"
-        "stage = staging._stage_marked\n"
-        "def wait(job):\n    print('at work', flush=True)\n    sys.stdin.readline()\n    return stage(job)\n"
-        "staging._stage_marked = wait\n"
-        "prepare.prepare_corpus({!r}, {!r}, shard={!r}, **{!r})\n"
-    )
-
-    def start(shard):
-        words = [sys.executable, "-c", code.format(str(source), str(out), shard, SETTINGS)]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "at work\n"
-        return process
-
     busy = r"Another `prepare` or `merge` is writing into .*; wait until it has ended"
-    part = start((0, 2))
+    part = start_until("0.wav", source, out, shard=(0, 2), **SETTINGS)
     with pytest.raises(ValueError, match=busy):
         prepare(source, out)
     with pytest.raises(ValueError, match=busy):
         merge_corpus(out)
     with pytest.raises(ValueError, match="Another process prepares part 0/2 of"):
         prepare(source, out, shard=(0, 2))
+    # Parts run at the same time.
     assert prepare(source, out, shard=(1, 2))["part"] == 1
-    part.kill()
-    part.wait()
+    kill(part)
     # The lock went with the process that held it.
-    single = start(None)
+    single = start_until("5.wav", source, out, **SETTINGS)
     with pytest.raises(ValueError, match=busy):
         prepare(source, out)
     with pytest.raises(ValueError, match=busy):
         prepare(source, out, shard=(0, 2))
-    single.communicate("\n" * 100)
+    single.communicate("\n")
     assert single.returncode == 0 and contents(out) == contents(whole_out)

@@ -241,7 +241,7 @@ def test_a_corpus_of_format_2_is_inspected_and_trained_on(corpus, inspection, tm
     old, new = (CropDataset(load_corpus(folder, "train"), PLAN) for folder in (tmp_path / "old", corpus))
     for row in range(PLAN.rows_per_update):
         np.testing.assert_array_equal(old[0, row][1], new[0, row][1])
-    with pytest.raises(ValueError, match="was made with format_version 2, now it is 3; take the same, another folder"):
+    with pytest.raises(ValueError, match="was made with format_version 2, now it is 4; take the same, another folder"):
         prepare_corpus(corpus.parent / "source", tmp_path / "old", clip_seconds=5.0, progress=False)
 
 
@@ -257,7 +257,7 @@ def test_a_mistake_is_one_sentence(case, corpus, tmp_path, capsys):
     if case == "audio":
         write_tone(target / "a.wav", 3, -20)
     if case == "unfinished":
-        (target / ".staging").mkdir()
+        (target / ".unfinished").mkdir()
     if case in ("damaged", "no json"):
         (target / "corpus.json").write_text('{"splits": {"train": {"shards": 1}}}' if case == "damaged" else "{")
         (target / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
