@@ -217,7 +217,7 @@ def synth(args) -> None:
 
 
 def prepare(args) -> None:
-    """See [`music2vec_hf.corpus.loading.prepare_corpus`]."""
+    """See [`music2vec_hf.corpus.prepare.prepare_corpus`]."""
     from music2vec_hf.corpus.prepare import parse_shard, prepare_corpus
     from music2vec_hf.corpus.publishing import push_corpus
 
@@ -248,7 +248,7 @@ def prepare(args) -> None:
 
 
 def merge(args) -> None:
-    """See [`music2vec_hf.corpus.loading.merge_corpus`]."""
+    """See [`music2vec_hf.corpus.prepare.merge_corpus`]."""
     from music2vec_hf.corpus.prepare import merge_corpus
 
     _print_corpus(args.out, merge_corpus(args.out))

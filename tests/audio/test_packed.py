@@ -165,8 +165,9 @@ HUB = """
 import sys
 import numpy as np
 from music2vec_hf.cli import main
-from music2vec_hf.data.corpus import load_corpus, prepare_corpus
-from music2vec_hf.data.inspection import inspect_corpus
+from music2vec_hf.corpus.inspection import inspect_corpus
+from music2vec_hf.corpus.loading import load_corpus
+from music2vec_hf.corpus.prepare import prepare_corpus
 source, out, again = sys.argv[1:]
 if __name__ == "__main__":
     words = ["prepare", source, out, "--clip-seconds", "5", "--num-proc", "1", "--push-to-hub"]
