@@ -69,4 +69,4 @@ def test_an_error_is_one_sentence(workplace):
     words = [sys.executable, "examples/finetune.py", "examples/finetune_genre.yaml", "--label", "mood"]
     done = subprocess.run(words, cwd=workplace, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "error: The split train has no column mood." in done.stderr and "Traceback" not in done.stderr
+    assert "error: There is no column mood in the split train." in done.stderr and "Traceback" not in done.stderr

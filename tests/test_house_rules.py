@@ -28,7 +28,7 @@ LIMITS = {
     "synthetic": 920,
     "features": 1_600,
     "pretraining": 1_900,
-    "finetuning": 800,
+    "finetuning": 620,
     "probing": 6_200,
     "hub": 1_900,
 }

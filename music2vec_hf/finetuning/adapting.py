@@ -1,5 +1,6 @@
 """Which weights are trained, and how fast: modes, LoRA, parameter groups, standardisation, class weights."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -77,6 +78,19 @@ def standardise_features(model: Music2VecForSequenceClassification, crops: Rando
     features = torch.cat(features)
     model.feature_mean.copy_(features.mean(0))
     model.feature_std.copy_(features.std(0, unbiased=False).clamp_min(1e-5))
+
+
+def class_weights(targets: np.ndarray, num_labels: int) -> np.ndarray:
+    """Weights for the loss that make classes, or the two sides of a tag, count alike: float32 `[num_labels]`.
+
+    For `(n,)` classes `n / (num_labels * count)`, 1 on average over the clips. For `(n, num_labels)` tags the ratio
+    of negative to positive clips (`pos_weight`).
+    """
+    if targets.ndim == 1:
+        counts = np.bincount(targets, minlength=num_labels)
+        return (len(targets) / (num_labels * np.maximum(counts, 1))).astype(np.float32)
+    positives = targets.sum(0)
+    return ((len(targets) - positives) / np.maximum(positives, 1)).astype(np.float32)
 
 
 class WeightedLoss:

@@ -3,15 +3,15 @@
 import os
 
 import numpy as np
-import pandas
 import torch
 from datasets import Dataset as Corpus
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from music2vec_hf.audio.finding import find_corpus
-from music2vec_hf.audio.folder_metadata import read_folder_metadata
+from music2vec_hf.audio.labels import list_labelled
 from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.audio.sources import Track
 from music2vec_hf.corpus.loading import load_corpus, read_crop
 from music2vec_hf.corpus.measuring import clip_lengths
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
@@ -19,25 +19,17 @@ from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtr
 
 
 def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
-    """[`load_corpus`] for one split, with the labels of a folder of audio files.
-
-    Those come from its metadata files, see [`read_folder_metadata`]. A column `split` there, as `music2vec synth`
-    writes it, goes before the folders' names. Without metadata the name of a file's folder is its `label`.
+    """[`load_corpus`] for one split, with the labels of a folder of audio files as [`list_labelled`] reads them.
 
     Raises:
-        ValueError: as in [`load_corpus`] and [`read_folder_metadata`]; if the split is empty or the metadata lacks
-            files of it.
+        ValueError: as in [`load_corpus`] and [`list_labelled`]; if the split is empty or the metadata lacks files of
+            it.
     """
     found = find_corpus(corpus)
-    if found.kind == "audiofolder" and not found.on_hub:
-        table = read_folder_metadata(corpus)
-        own_splits = table is not None and "split" in table
-        dataset = load_corpus(corpus, "all" if own_splits else split)
-        paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
-        if table is None:
-            dataset = dataset.add_column("label", [os.path.basename(os.path.dirname(path)) for path in paths])
-        else:
-            dataset = _with_columns(dataset, table, paths, corpus)
+    if found.kind == "audiofolder" and os.path.isdir(corpus):
+        tracks = {os.fspath(track.path): track for track in list_labelled(corpus)}
+        own_splits = any("split" in track.metadata for track in tracks.values())
+        dataset = _with_labels(load_corpus(corpus, "all" if own_splits else split), tracks, corpus)
         if own_splits:
             dataset = dataset.select([row for row, name in enumerate(dataset["split"][:]) if name == split])
     else:
@@ -52,18 +44,18 @@ def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
     return dataset
 
 
-def _with_columns(dataset: Corpus, table: pandas.DataFrame, paths: list[str], corpus) -> Corpus:
-    """The data set with the metadata of the files in `paths`, its rows."""
-    missing = [path for path in paths if path not in table.index]
+def _with_labels(dataset: Corpus, tracks: dict[str, Track], corpus: str | os.PathLike) -> Corpus:
+    """The rows of a folder of audio files with what is said of their files."""
+    paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
+    missing = [path for path in paths if path not in tracks]
     if missing:
         raise ValueError(
             f"The metadata of {corpus} does not name {len(missing)} of the files, the first is {missing[0]}."
         )
-    table = table.loc[paths]
-    for name in table:
+    rows = [{**tracks[path].metadata, "track_id": tracks[path].track_id} for path in paths]
+    for name in rows[0]:
         if name not in dataset.column_names:
-            values = [None if pandas.isna(value) else value for value in table[name].tolist()]
-            dataset = dataset.add_column(name, values)
+            dataset = dataset.add_column(name, [row[name] for row in rows])
     return dataset
 
 
@@ -101,7 +93,17 @@ class RandomCrops(Clips):
 
     def __init__(self, corpus, targets, extractor, crop_seconds: float, seed: int):
         super().__init__(corpus, targets, extractor)
-        self.num_samples, self.seed, self.epoch = round(crop_seconds * SAMPLING_RATE), seed, 0
+        self.num_samples, self.seed = round(crop_seconds * SAMPLING_RATE), seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it too
+
+    @property
+    def epoch(self) -> int:
+        """Whose crops are read, in this process and in the workers of a `DataLoader`."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -137,6 +139,12 @@ class Windows(Clips):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.part(*self.rows[index])
+
+    def clip_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Average the logits `(num_windows, K)` of each clip's windows, each weighted by its frames: `(clips, K)`."""
+        sums = np.zeros((len(self.lengths), logits.shape[1]))
+        np.add.at(sums, self.clips, logits * self.num_frames[:, None])
+        return sums / np.bincount(self.clips, self.num_frames)[:, None]
 
 
 class EpochCallback(TrainerCallback):

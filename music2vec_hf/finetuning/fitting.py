@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from music2vec_hf.audio.labels import CLASSES, TAGS, VALUES, Labels, find_labels
 from music2vec_hf.common.hub import explain_hub_errors
-from music2vec_hf.finetuning import metrics
-from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer, standardise_features
+from music2vec_hf.common.metrics import get_metric, scorable_tags
+from music2vec_hf.finetuning.adapting import (
+    WeightedLoss,
+    choose_trained,
+    class_weights,
+    make_optimizer,
+    standardise_features,
+)
 from music2vec_hf.finetuning.arguments import FinetuneArguments, parse_arguments
 from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
-from music2vec_hf.finetuning.labels import Labels, class_weights, find_labels
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
 
@@ -42,8 +49,8 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
         raise ValueError(f"{output} already holds a run. Go on with --resume, or name another output_dir.")
     corpora = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     corpora = {name: load_labelled_corpus(args.corpus, split) for name, split in corpora.items() if split}
-    labels = find_labels(corpora["train"], args.label, args.problem_type)
-    targets = {name: labels.targets(corpus, name) for name, corpus in corpora.items()}
+    labels = find_labels(corpora["train"], args.label, args.problem_type, "the split train")
+    targets = {name: labels.targets(corpus, f"the split {name}") for name, corpus in corpora.items()}
     model, extractor = _load(args, labels, targets["train"])
     crops = RandomCrops(corpora["train"], targets["train"], extractor, args.crop_seconds, args.seed)
     windows = {
@@ -121,10 +128,37 @@ def _scorer(windows: Windows, labels: Labels):
     """`compute_metrics` of `Trainer` for these windows."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits = metrics.clip_logits(prediction.predictions, windows.clips, windows.num_frames)
-        return metrics.score(labels.problem_type, labels.names, logits, windows.targets)
+        return score_clips(labels, windows.clip_logits(prediction.predictions), windows.targets)
 
     return compute
+
+
+def score_clips(labels: Labels, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Score the logits of clips.
+
+    Args:
+        labels ([`Labels`]): what the head predicts.
+        logits (`np.ndarray` of shape `(n, K)`): for regression the values themselves.
+        targets (`np.ndarray`): from [`Labels.targets`].
+
+    Returns:
+        `dict`: `accuracy`; or `roc_auc` and `average_precision`, macro over the tags that have both a positive and a
+        negative clip, and `tags_left_out`; or `r2_<name>`. `score` is the one to choose by: accuracy, `roc_auc` or
+        the mean of the R2.
+
+    Raises:
+        ValueError: if no tag can be scored.
+    """
+    chosen, others = {
+        CLASSES: ("accuracy", ["accuracy"]),
+        TAGS: ("roc_auc", ["roc_auc", "average_precision"]),
+        VALUES: ("r2", [f"r2_{name}" for name in labels.names]),
+    }[labels.problem_type]
+    scores = {"score": get_metric(chosen)(targets, logits)}
+    scores |= {name: get_metric(name, labels.names)(targets, logits) for name in others}
+    if labels.problem_type == TAGS:
+        scores["tags_left_out"] = np.sum(~scorable_tags(targets))
+    return {name: float(value) for name, value in scores.items()}
 
 
 def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: Labels) -> Trainer:
@@ -150,4 +184,4 @@ def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: 
     )
 
 
-__all__ = ["finetune", "finetune_from_yaml"]
+__all__ = ["finetune", "finetune_from_yaml", "score_clips"]

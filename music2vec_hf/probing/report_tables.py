@@ -6,8 +6,8 @@ from pathlib import Path
 from music2vec_hf.common.render import Markdown, markdown_table
 from music2vec_hf.probing.results import averages
 from music2vec_hf.probing.tasks.loading import TASKS
-from music2vec_hf.probing.tasks.magnatagatune import FILTERED
-from music2vec_hf.probing.tasks.shared import read_table
+from music2vec_hf.probing.tasks.tables import read_table
+from music2vec_hf.probing.tasks.tags import FILTERED
 
 METRIC_TITLES = {
     "weighted_key_score": "weighted score",

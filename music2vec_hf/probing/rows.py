@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from music2vec_hf.probing.tasks.checking import CLIP_TOLERANCE_SECONDS
 from music2vec_hf.probing.tasks.declarations import SPLITS, Task, TaskData
+from music2vec_hf.probing.tasks.loading import CLIP_TOLERANCE_SECONDS
 
 MARBLE = "marble"
 SHORTEST_WINDOW_SECONDS = 1.0

@@ -25,9 +25,8 @@ from music2vec_hf.probing.results import library_versions
 from music2vec_hf.probing.rows import FeatureRows, row_seconds, select_rows
 from music2vec_hf.probing.searches import get_search
 from music2vec_hf.probing.sources import RANDOM_INIT, FeatureSource, resolve_sources, source_features
-from music2vec_hf.probing.tasks.checking import describe_check
 from music2vec_hf.probing.tasks.declarations import TaskData
-from music2vec_hf.probing.tasks.loading import load_task, resolve_tasks
+from music2vec_hf.probing.tasks.loading import describe_check, load_task, resolve_tasks
 
 __all__ = ["run_suite"]
 

@@ -212,12 +212,12 @@ def test_weighted_losses_do_not_depend_on_micro_batches():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"label": "mood"}, "has no column mood. It has audio"),
+        ({"label": "mood"}, "no column mood in the split train. It has audio"),
         ({"test_split": "dev"}, "The split dev of .* is empty"),
         ({"mode": "last_k", "last_k": 9}, "`last_k` is 9 but the model has 3 layers"),
         ({"label": "arousal", "class_weights": True}, "leave them out for regression"),
         ({"label": "genre", "problem_type": "regression"}, "Regression needs numbers in genre"),
-        ({"label": "track_id"}, "labels that training lacks"),
+        ({"label": "track_id"}, "unknown to the training split"),
     ],
 )
 def test_bad_input_gets_one_sentence(changes, message, settings):

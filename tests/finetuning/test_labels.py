@@ -10,11 +10,12 @@ from sklearn.metrics import roc_auc_score
 from toy_audio import write_metadata
 
 from music2vec_hf import Music2VecFeatureExtractor
+from music2vec_hf.audio.labels import Labels, find_labels
 from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.finetuning.adapting import class_weights
 from music2vec_hf.finetuning.arguments import parse_arguments
 from music2vec_hf.finetuning.clips import RandomCrops, Windows, load_labelled_corpus
-from music2vec_hf.finetuning.labels import class_weights, find_labels
-from music2vec_hf.finetuning.metrics import clip_logits, score
+from music2vec_hf.finetuning.fitting import score_clips
 from music2vec_hf.synthetic.generator import load_synthetic_labels
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -42,10 +43,10 @@ def test_problem_and_targets_follow_the_column(values, feature, stated, problem,
 
 def test_labels_that_are_missing_or_unknown_are_named():
     labels = find_labels(Dataset.from_dict({"label": ["a", "b"]}), ["label"])
-    with pytest.raises(ValueError, match="1 labels that training lacks: c"):
+    with pytest.raises(ValueError, match="1 labels of validation are unknown to the training split: c"):
         labels.targets(Dataset.from_dict({"label": ["a", "c"]}), "validation")
     features = Features({"label": Value("string")})
-    with pytest.raises(ValueError, match=r"1 of the 2 clips of the split test have no label, the first is number 1"):
+    with pytest.raises(ValueError, match=r"1 of the 2 clips of test have no label, the first is number 1"):
         labels.targets(Dataset.from_dict({"label": ["a", None]}, features=features), "test")
     with pytest.raises(ValueError, match="has 1 labels, too few"):
         find_labels(Dataset.from_dict({"label": ["a", "a"]}), ["label"])
@@ -59,24 +60,21 @@ def test_class_weights_make_classes_count_alike():
     np.testing.assert_allclose(class_weights(np.array([[1, 0], [0, 0], [0, 1], [1, 0]]), 2), [1.0, 3.0])
 
 
-def test_windows_are_averaged_by_their_frames():
-    logits = np.array([[1.0, 0.0], [4.0, 3.0], [7.0, 7.0]])
-    np.testing.assert_allclose(clip_logits(logits, np.array([0, 0, 1]), np.array([20, 10, 5])), [[2, 1], [7, 7]])
-
-
 def test_tags_that_cannot_be_scored_are_left_out_and_counted():
     targets = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 0]], dtype=np.float32)
     logits = np.random.default_rng(0).standard_normal((3, 3))
-    scores = score(MULTI, "abc", logits, targets)
+    scores = score_clips(Labels(("tags",), MULTI, tuple("abc")), logits, targets)
     expected = np.mean([roc_auc_score(targets[:, k], logits[:, k]) for k in (0, 2)])
     assert scores["tags_left_out"] == 1 and scores["roc_auc"] == scores["score"] == pytest.approx(expected)
     with pytest.raises(ValueError, match="No tag has both"):
-        score(MULTI, "abc", logits, np.ones((3, 3)))
+        score_clips(Labels(("tags",), MULTI, tuple("abc")), logits, np.ones((3, 3)))
 
 
 def test_regression_is_scored_by_dimension():
     targets = np.array([[0.0, 5.0], [1.0, 6.0], [2.0, 7.0]])
-    scores = score("regression", ("a", "v"), np.stack([targets[:, 0], np.full(3, 6.0)], 1), targets)
+    scores = score_clips(
+        Labels(("a", "v"), "regression", ("a", "v")), np.stack([targets[:, 0], np.full(3, 6.0)], 1), targets
+    )
     assert (scores["r2_a"], scores["r2_v"], scores["score"]) == (1.0, 0.0, 0.5)
 
 
@@ -152,6 +150,9 @@ def test_windows_cover_every_clip_once(synthetic, tiny_config):
     dataset, extractor = load_labelled_corpus(synthetic, "test"), Music2VecFeatureExtractor()
     windows = Windows(dataset, np.arange(len(dataset)), extractor, 0.8, tiny_config)
     together = np.concatenate([windows[row]["input_values"] for row in np.flatnonzero(windows.clips == 2)])
+    logits = np.arange(len(windows))[:, None] * np.ones(4)
+    expected = np.average(logits[windows.clips == 2, 0], weights=windows.num_frames[windows.clips == 2])
+    np.testing.assert_allclose(windows.clip_logits(logits)[2], np.full(4, expected))
     clip = extractor.normalize(read_audio(dataset[2]["audio"]["path"]))
     np.testing.assert_allclose(together, clip, atol=1e-3)
     assert list(np.bincount(windows.clips)) == [3] * len(dataset)

@@ -7,15 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torchaudio.datasets.gtzan as published
-from toy_datasets import MTT_CLIPS, build_gtzan, build_magnatagatune, gtzan_subset, link, write_tone
+from toy_datasets import GENRES, MTT_CLIPS, build_gtzan, build_magnatagatune, gtzan_subset, link, write_tone
 
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks import loading as tasks
-from music2vec_hf.probing.tasks.checking import describe_check
-from music2vec_hf.probing.tasks.gtzan import GENRES, split_stems
-from music2vec_hf.probing.tasks.loading import TASKS, load_task, resolve_tasks
-from music2vec_hf.probing.tasks.shared import list_path, read_table
+from music2vec_hf.probing.tasks.classes import split_stems
+from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task, resolve_tasks
+from music2vec_hf.probing.tasks.tables import list_path, read_table
 
 GTZAN_SUMS = {"train": "2b04966c", "validation": "f8fbee7c", "test": "09cafa6a"}
 MTT_COUNTS = {"magnatagatune": (4, 2, 3), "magnatagatune-filtered": (3, 1, 2)}
@@ -102,7 +101,8 @@ def test_missing_and_unreadable_files_are_named_and_left_out_only_when_asked(gtz
     assert "7 of 930 audio files cannot be read" in str(error.value) and "and 2 more" in str(error.value)
     data = load_task("gtzan", tmp_path, allow_missing=True)
     assert data.split_sizes == {"train": 443, "validation": 190, "test": 289} and not data.comparable
-    assert data.differences[0].endswith(f"unreadable, left out: {', '.join(broken)}.")
+    assert data.differences[0].endswith(f"unreadable, left out: {', '.join(broken[:5])} and 2 more.")
+    assert data.affected[data.differences[0]] == tuple(broken)
     assert f"test: the audio of 1 of 290 tracks is missing, left out: {missing}." in data.differences
     assert "validation: 190 tracks, the benchmark has 197." in describe_check(data)
     for split in data.splits.values():
@@ -219,7 +219,7 @@ def test_the_length_is_the_one_that_the_header_states(tmp_path):
     """Only headers are read: that a file breaks off is found when its features are computed."""
     path = write_tone(tmp_path / "a.wav", seconds=1.0)
     path.write_bytes(path.read_bytes()[:8_000])
-    assert tasks.check_files([path]) == {path: 1.0}
+    assert tasks.read_headers([path]) == ({path: 1.0}, {})
 
 
 def test_a_toy_gtzan_goes_from_folder_to_results(tmp_path):

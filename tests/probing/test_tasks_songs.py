@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from toy_datasets import build_emomusic, build_giantsteps, giantsteps_artists, link, write_tone
 
-from music2vec_hf.probing.metrics import KEY_LABELS
-from music2vec_hf.probing.tasks import emomusic, giantsteps
-from music2vec_hf.probing.tasks.declarations import SPLITS
+from music2vec_hf.common.metrics import KEY_LABELS
+from music2vec_hf.probing.tasks import songs
+from music2vec_hf.probing.tasks.declarations import SPLITS, benchmark_split
 from music2vec_hf.probing.tasks.loading import load_task
-from music2vec_hf.probing.tasks.shared import list_path, read_table
+from music2vec_hf.probing.tasks.tables import list_path, read_table
 
 
 @pytest.fixture(scope="module")
 def songs_1000(tmp_path_factory):
-    return build_emomusic(tmp_path_factory.mktemp("emomusic"), emomusic.benchmark_split())
+    return build_emomusic(tmp_path_factory.mktemp("emomusic"), benchmark_split("emomusic_split.tsv"))
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +43,28 @@ def split_of(data):
 
 def test_the_hash_of_real_artists_gives_the_published_split():
     """Names that the data sets' own pages show, with the split of their songs in the lists."""
-    assert emomusic.artist_split("The New Mystikal Troubadours") == emomusic.benchmark_split()["2"] == "validation"
-    real = giantsteps.split_by_artists({"5881": "Brainbashers, Lance Madden"})
-    assert real["5881"] == giantsteps.benchmark_split()["5881"] == "train"
+    assert (
+        songs.split_by_artist("The New Mystikal Troubadours")
+        == benchmark_split("emomusic_split.tsv")["2"]
+        == "validation"
+    )
+    real = songs.split_by_artists({"5881": "Brainbashers, Lance Madden"})
+    assert real["5881"] == benchmark_split("giantsteps_split.tsv")["5881"] == "train"
 
 
 def test_emomusic_split_by_artists_equals_the_list(songs_1000):
     data = load_task("emomusic", songs_1000)
     assert data.split_sizes == {"train": 504, "validation": 115, "test": 125}
-    assert split_of(data) == emomusic.benchmark_split()
+    assert split_of(data) == benchmark_split("emomusic_split.tsv")
     assert data.differences == () and data.comparable and data.extra == ()
     assert all(path.stem == track for track, path in zip(split_of(data), data.paths, strict=True))
 
 
 def test_emomusic_hash_ignores_what_it_must(songs_1000):
     for spelled in ("KEVIN  MacLeod", " Kevin\tMacLeod ", "Kevin MacLeod 2", "Kévin MacLeod".replace("é", "eé")):
-        assert emomusic.artist_split(spelled) == emomusic.artist_split("kevin macleod")
+        assert songs.split_by_artist(spelled) == songs.split_by_artist("kevin macleod")
     names = [f"{first} {second}" for first in "abcdefgh" for second in "abcdefghij"]
-    assert {emomusic.artist_split(name) for name in names} == {"train", "validation"}
+    assert {songs.split_by_artist(name) for name in names} == {"train", "validation"}
 
 
 def test_emomusic_targets_keep_their_units_and_bring_the_benchmarks_statistics(songs_1000):
@@ -100,7 +104,7 @@ def test_emomusic_other_layouts_and_values(songs_1000, tmp_path):
 
 def test_emomusic_edited_artists_are_noticed(songs_1000, tmp_path):
     copy = copy_without_audio(songs_1000, tmp_path / "copy")
-    moved = next(song for song, split in emomusic.benchmark_split().items() if split == "train")
+    moved = next(song for song, split in benchmark_split("emomusic_split.tsv").items() if split == "train")
     info = copy / "songs_info.csv"
 
     def change(text):
@@ -148,7 +152,7 @@ def test_emomusic_mistakes_get_a_sentence(songs_1000, tmp_path):
 def test_giantsteps_split_by_artists_equals_the_list(keys):
     data = load_task("giantsteps", keys)
     assert data.split_sizes == {"train": 923, "validation": 236, "test": 604}
-    assert split_of(data) == giantsteps.benchmark_split()
+    assert split_of(data) == benchmark_split("giantsteps_split.tsv")
     assert data.differences == () and data.comparable and data.extra == ()
     counts = read_table(list_path("giantsteps_keys.tsv"), "\t", ("label", *SPLITS))
     assert tuple(row["label"] for row in counts) == KEY_LABELS == data.task.labels
@@ -201,21 +205,21 @@ def test_giantsteps_unsure_and_ambiguous_songs_are_left_out_and_spelling_is_mapp
     assert len(rows) == 1_486 and unsure and ambiguous and not (unsure | ambiguous) & tracks.keys()
     sharps = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
     for sharp, flat in sharps.items():
-        assert giantsteps.flat_key(f"{sharp} major ") == f"{flat} major" in KEY_LABELS
-    assert giantsteps.flat_key("C minor") == "C minor"
+        assert songs.flat_key(f"{sharp} major ") == f"{flat} major" in KEY_LABELS
+    assert songs.flat_key("C minor") == "C minor"
 
 
 def test_co_artists_follow_a_validation_artist_and_their_own_co_artists_too():
     names = giantsteps_artists(4)
     a, b, c, d = names["train"][:4]
     held = names["validation"][0]
-    songs = {"1": a, "2": f"{a},{held}", "3": f" {a} , {b}", "4": b, "5": c, "6": f"{c}, {d}"}
-    assert giantsteps.split_by_artists(songs) == dict.fromkeys("1234", "validation") | dict.fromkeys("56", "train")
+    together = {"1": a, "2": f"{a},{held}", "3": f" {a} , {b}", "4": b, "5": c, "6": f"{c}, {d}"}
+    assert songs.split_by_artists(together) == dict.fromkeys("1234", "validation") | dict.fromkeys("56", "train")
     # The hash is that of the lower-case name; who is a co-artist goes by the name as it is written.
-    assert giantsteps.split_by_artists({"1": held.upper()}) == {"1": "validation"}
+    assert songs.split_by_artists({"1": held.upper()}) == {"1": "validation"}
     # A chain backwards through the table: two passes reach two links, as in the published split.
     chain = {"1": f"{c}, {d}", "2": f"{b}, {c}", "3": f"{a}, {b}", "4": f"{held}, {a}"}
-    assert giantsteps.split_by_artists(chain) == {
+    assert songs.split_by_artists(chain) == {
         "1": "train",
         "2": "validation",
         "3": "validation",
@@ -240,7 +244,7 @@ def test_giantsteps_mistakes_get_a_sentence(keys, tmp_path):
     test_root = copy / "giantsteps-key-dataset"
     table = next(copy.glob("*/annotations/annotations.txt"))
     edit(table, lambda text: text.replace("C minor\t2", "H minor\t2", 1))
-    with pytest.raises(ValueError, match="labels that the task does not know: H minor"):
+    with pytest.raises(ValueError, match="unknown to the task: H minor"):
         load_task("giantsteps", copy)
     edit(table.with_name("beatport_metadata.txt"), lambda text: text.replace("5881\t", "5882\t", 1))
     with pytest.raises(ValueError, match=r"Songs 5881 of .* have no row in beatport_metadata.txt"):

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from music2vec_hf.probing.tasks.classes import split_stems
 from music2vec_hf.probing.tasks.declarations import SPLITS
-from music2vec_hf.probing.tasks.emomusic import BENCHMARK_STATISTICS, artist_split
-from music2vec_hf.probing.tasks.gtzan import GENRES, split_stems
-from music2vec_hf.probing.tasks.shared import list_path, read_table
+from music2vec_hf.probing.tasks.loading import TASKS
+from music2vec_hf.probing.tasks.songs import EMOMUSIC_STATISTICS, split_by_artist
+from music2vec_hf.probing.tasks.tables import list_path, read_table
 
+GENRES = TASKS["gtzan"].labels
 SHARPS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
 
 
@@ -91,7 +93,7 @@ def _emomusic_artists(split_of):
     found, number = {"train": [], "validation": []}, 0
     while min(map(len, found.values())) < 40:
         name = "".join("abcdefghij"[int(digit)] for digit in str(number))
-        found[artist_split(name)].append(name.title())
+        found[split_by_artist(name)].append(name.title())
         number += 1
     found["test"] = found["train"]
     # Digits, points and doubled blanks are no part of the name that is hashed.
@@ -105,7 +107,7 @@ def build_emomusic(root, split_of, annotations="", benchmark_values=True, seed=0
     values = np.random.default_rng(seed).uniform(2, 8, (len(songs), 2))
     development = np.array([split_of[song] != "test" for song in songs])
     if benchmark_values:
-        mean, deviation = map(np.array, BENCHMARK_STATISTICS)
+        mean, deviation = map(np.array, EMOMUSIC_STATISTICS)
         chosen = values[development]
         values = (values - chosen.mean(axis=0)) / chosen.std(axis=0) * deviation + mean
     folder = root / annotations

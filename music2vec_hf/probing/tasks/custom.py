@@ -1,65 +1,38 @@
-"""Any local data set of the `datasets` library with a column of audio and a column of labels.
-
-The folder is what `save_to_disk` wrote, or what `load_dataset` takes: Parquet files or an audio folder. Audio that
-lies inside the data set is written out as files to the cache of `datasets`, because features are computed from files.
-"""
+"""Data sets of one's own with labels, and the corpus of `music2vec synth`."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pandas
+from datasets import Dataset, concatenate_datasets, config, load_dataset, load_from_disk
 
-from music2vec_hf.audio.folder_metadata import METADATA_FILES, read_folder_metadata
+from music2vec_hf.audio.finding import name_audio_column
+from music2vec_hf.audio.folder_metadata import METADATA_FILES
+from music2vec_hf.audio.labels import (
+    SPLIT_NAMES,
+    VALUES,
+    class_label,
+    find_labels,
+    label_values,
+    list_labelled,
+)
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.probing.tasks.declarations import SPLITS, Task, TaskData
-from music2vec_hf.probing.tasks.shared import class_targets, make_splits, tag_targets
+from music2vec_hf.common.files import written_aside
+from music2vec_hf.common.results import read_json
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Task, TaskData, make_data
 
-NAMES_OF_SPLIT = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 NO_BENCHMARK = "a data set of your own: there is no published score to stand beside."
 
-_TERMS = {
-    "license": "that of the data set",
-    "citation": "that of the data set",
-    "source": "a folder of your own",
-    "split_rule": "the data set's own splits train, validation and test",
-}
 
-TASKS = (
-    Task(
-        name="custom",
-        title="label",
-        problem_type="single_label_classification",
-        metrics=("accuracy",),
-        primary_metric="accuracy",
-        value_metrics=("accuracy",),
-        loss="cross-entropy, mean",
-        **_TERMS,
-    ),
-    Task(
-        name="custom-tags",
-        title="tags",
-        problem_type="multi_label_classification",
-        metrics=("roc_auc", "average_precision"),
-        primary_metric="roc_auc",
-        value_metrics=("roc_auc", "average_precision"),
-        loss="binary cross-entropy with logits, mean over tags",
-        **_TERMS,
-    ),
-)
-
-
-def read(task: Task, folder: Path) -> TaskData:
+def read_custom(task: Task, folder: Path) -> TaskData:
     """Read a data set: `custom` takes the classes of its column `label`, `custom-tags` the lists of its column `tags`.
 
     A folder is read as (the first that fits) what `save_to_disk` wrote; Parquet or Arrow files; audio files with
-    `metadata.csv`, `.jsonl` or `.parquet` ([`read_folder_metadata`]), whose split is in a column `split` or else the
-    folder that they lie in (tags are lists, or text separated by semicolons); files in `<split>/<label>/`. In the
-    first two, the one column of classes (`ClassLabel`) is taken where none has the name. Labels are those of the
-    column's type, or else all that occur, sorted. Audio files that are in no split are named, and not used.
+    metadata, whose split is in a column `split` or else the folder that they lie in (tags are lists, or text separated
+    by semicolons); files in `<split>/<label>/`: see [`list_labelled`]. In the first two, the one column of classes
+    (`ClassLabel`) is taken where none has the name. Labels are those of the column's type, or else all that occur,
+    sorted. Audio files that are in no split are named, and not used.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -68,148 +41,110 @@ def read(task: Task, folder: Path) -> TaskData:
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is not a folder; `{task.name}` reads a local data set of `datasets`.")
     tables = (path for kind in ("*.parquet", "*.arrow") for path in folder.rglob(kind))
-    if any(path.name not in METADATA_FILES for path in tables):
-        rows, names, labels = _read_columns(task, folder)
-        extra = []
-    else:
-        metadata = read_folder_metadata(folder, as_text=True)
-        rows, names = _read_folders(task, folder) if metadata is None else _read_metadata(task, folder, metadata)
-        labels, used = (), {path for split in SPLITS for _, path in rows[split]}
-        extra = [path.relative_to(folder).as_posix() for path in find_audio_files(folder) if path not in used]
-    flat = (
-        label for values in names.values() for row in values for label in (row if isinstance(row, list) else [row])
-    )
-    task = replace(task, labels=tuple(labels or sorted(set(flat))))
-    to_targets = class_targets if task.name == "custom" else tag_targets
-    targets = {split: to_targets(names[split], task.labels, f"'{folder}', split {split}") for split in SPLITS}
-    return TaskData(task, make_splits(rows, targets), (NO_BENCHMARK,), tuple(extra))
+    packed = any(path.name not in METADATA_FILES for path in tables)
+    parts = _load_tables(folder) if packed else _list_files(folder)
+    column = _label_column(parts["train"].table, task, folder)
+    kept = [name for name in (column, "track_id") if name in parts["train"].table.column_names]
+    together = concatenate_datasets([part.table.select_columns(kept) for part in parts.values()])
+    labels = find_labels(together, [column], task.problem_type, f"'{folder}'")
+    task = replace(task, labels=labels.names)
+    extra = [] if packed else _unused(folder, parts)
+    return make_data(task, _examples(parts, task, [column], folder), folder, {NO_BENCHMARK: []}, extra)
 
 
-def _read_metadata(task: Task, folder: Path, table: pandas.DataFrame) -> tuple[dict, dict]:
-    """Rows and labels by split of the audio files that metadata names."""
-    if task.title not in table:
-        raise ValueError(_no_column(task, folder, table))
-    root, rows, names = Path(os.path.abspath(folder)), {}, {}
-    places = [Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path(path) for path in table.index]
-    split_names = table["split"] if "split" in table else [place.parts[0] for place in places]
-    for split, spellings in NAMES_OF_SPLIT.items():
-        chosen = [
-            (place, label)
-            for place, name, label in zip(places, split_names, table[task.title].tolist(), strict=True)
-            if name in spellings
-        ]
-        rows[split] = [(place.as_posix(), folder / place) for place, _ in chosen]
-        names[split] = [
-            _tags(label) if task.name == "custom-tags" else _label(label, place) for place, label in chosen
-        ]
-    return rows, names
+def read_synthetic(task: Task, folder: Path) -> TaskData:
+    """Read one of the synthetic tasks from a folder written by `music2vec synth`.
 
-
-def _no_column(task: Task, folder: Path, columns: Iterable[str]) -> str:
-    return (
-        f"'{folder}' has the columns {', '.join(map(str, columns))}; `{task.name}` needs a column `{task.title}`: "
-        "rename the column of labels."
-    )
-
-
-def _label(value: object, place: Path) -> str:
-    if np.ndim(value) > 0 or pandas.isna(value):
-        raise ValueError(f"'{place}' has {value} for its label in the metadata. Give it one, or take its row out.")
-    return str(value).strip()
-
-
-def _tags(value: object) -> list[str]:
-    if not isinstance(value, str) and np.ndim(value) == 0:
-        return [] if pandas.isna(value) else [str(value)]
-    parts = value.split(";") if isinstance(value, str) else map(str, value)
-    return [tag.strip() for tag in parts if tag.strip()]
-
-
-def _read_folders(task: Task, folder: Path) -> tuple[dict, dict]:
-    """Rows and labels by split of audio files in `<split>/<label>/`."""
-    if task.name != "custom":
-        raise ValueError(f"'{folder}' has no metadata.csv; folders can hold the labels of `custom`, not several tags.")
-    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    rows, names = {}, {}
-    for split, spellings in NAMES_OF_SPLIT.items():
-        root = folder / _split_name(split, spellings, there, folder)
-        paths = find_audio_files(root)
-        elsewhere = [path.relative_to(folder).as_posix() for path in paths if path.parent.parent != root]
-        if elsewhere:
-            raise ValueError(
-                f"'{folder}' has {len(elsewhere)} audio files without a label, the first is {elsewhere[0]}: put each "
-                "into <split>/<label>/, or write its label into a metadata.csv (columns file_name, label)."
+    Raises:
+        FileNotFoundError: if metadata.csv or synth.json is not there.
+        ValueError: if one of them is damaged.
+    """
+    for name in ("metadata.csv", "synth.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"'{folder}' has no {name}, so it is no synthetic corpus; make one with `{task.source}`."
             )
-        rows[split] = [(path.relative_to(folder).as_posix(), path) for path in paths]
-        names[split] = [path.parent.name for path in paths]
-    return rows, names
+    vocabulary = read_json(folder / "synth.json", f"make the corpus again with `{task.source}`")
+    labels = {"genre": vocabulary["genres"], "tags": vocabulary["tags"]}.get(task.title, task.labels)
+    task = replace(task, labels=tuple(labels))
+    columns = task.labels if task.problem_type == VALUES else (task.title,)
+    return make_data(task, _examples(_list_files(folder), task, columns, folder), folder)
 
 
-def _split_name(split: str, spellings: tuple[str, ...], there: Sequence[str], folder: Path) -> str:
-    name = next((name for name in spellings if name in there), None)
-    if name is None:
-        raise ValueError(f"'{folder}' has the splits {', '.join(there)}; probing needs {', '.join(SPLITS)}.")
-    return name
+@dataclass(frozen=True)
+class _Part:
+    """One split: the track id and the audio file of every row, and the rows with their labels."""
+
+    track_ids: list[str]
+    paths: list[Path]
+    table: Dataset
 
 
-def _read_columns(task: Task, folder: Path) -> tuple[dict, dict, tuple[str, ...]]:
-    parts = _load_splits(folder)
-    column = _label_column(parts["train"], task, folder)
-    rows = {split: _audio_files(split, part, folder) for split, part in parts.items()}
-    names = {split: _label_names(part, column) for split, part in parts.items()}
-    feature = parts["train"].features[column]
-    return rows, names, tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
+def _examples(parts: dict[str, _Part], task: Task, columns: Sequence[str], folder: Path) -> list[Example]:
+    examples = []
+    for split, part in parts.items():
+        labels = label_values(part.table, columns, task.problem_type, f"'{folder}', split {split},")
+        rows = zip(part.track_ids, part.paths, labels, strict=True)
+        examples.extend(Example(split, track_id, path, label) for track_id, path, label in rows)
+    return examples
 
 
-def _load_splits(folder: Path) -> dict:
-    from datasets import load_dataset, load_from_disk
+def _by_split(folder: Path, names: Sequence[str]) -> dict[str, set[str]]:
+    """Each of our splits with what this data set calls it; `names` are those of the data set."""
+    found = {split: {*spellings} & {*names} for split, spellings in SPLIT_NAMES.items()}
+    if not all(found.values()):
+        there = ", ".join(dict.fromkeys(names))
+        raise ValueError(f"'{folder}' has the splits {there}; probing needs {', '.join(SPLITS)}.")
+    return found
 
-    from music2vec_hf.audio.finding import name_audio_column
 
+def _list_files(folder: Path) -> dict[str, _Part]:
+    tracks = list_labelled(folder)
+    table = Dataset.from_list([{**track.metadata, "track_id": track.source} for track in tracks])
+    parts = {}
+    for split, names in _by_split(folder, [track.split for track in tracks]).items():
+        rows = [row for row, track in enumerate(tracks) if track.split in names]
+        chosen = [tracks[row] for row in rows]
+        parts[split] = _Part([one.source for one in chosen], [one.path for one in chosen], table.select(rows))
+    return parts
+
+
+def _unused(folder: Path, parts: dict[str, _Part]) -> list[str]:
+    used = {path for part in parts.values() for path in part.paths}
+    root = folder.absolute()
+    return [path.relative_to(root).as_posix() for path in find_audio_files(root) if path not in used]
+
+
+def _load_tables(folder: Path) -> dict[str, _Part]:
     found = load_from_disk(str(folder)) if (folder / "dataset_dict.json").is_file() else load_dataset(str(folder))
-    return {
-        split: name_audio_column(folder, found[_split_name(split, spellings, list(found), folder)])
-        for split, spellings in NAMES_OF_SPLIT.items()
-    }
+    parts = {}
+    for split, names in _by_split(folder, list(found)).items():
+        table = name_audio_column(folder, found[min(names)])
+        paths = [_audio_file(row["audio"], folder) for row in table.select_columns("audio")]
+        parts[split] = _Part([f"{split}/{row}" for row in range(len(paths))], paths, table)
+    return parts
 
 
-def _label_column(part, task: Task, folder: Path) -> str:
-    from datasets import ClassLabel
-
-    if task.title in part.column_names:
+def _label_column(table: Dataset, task: Task, folder: Path) -> str:
+    if task.title in table.column_names:
         return task.title
-    typed = [name for name, kind in part.features.items() if isinstance(getattr(kind, "feature", kind), ClassLabel)]
+    typed = [name for name, feature in table.features.items() if class_label(feature) is not None]
     if len(typed) != 1:
-        raise ValueError(_no_column(task, folder, part.column_names))
+        raise ValueError(
+            f"'{folder}' has the columns {', '.join(table.column_names)}; `{task.name}` needs a column "
+            f"`{task.title}`: rename the column of labels."
+        )
     return typed[0]
 
 
-def _label_names(part, column: str) -> list:
-    """Labels of every row as text: one, or a list of them."""
-    feature = part.features[column]
-    kind = getattr(feature, "feature", feature)
-    name_of = kind.int2str if hasattr(kind, "int2str") else str
-    return [[name_of(one) for one in row] if isinstance(row, list) else name_of(row) for row in part[column]]
-
-
-def _audio_files(split: str, part, folder: Path) -> list[tuple[str, Path]]:
-    """(track id, file) of every row; audio without a file of its own gets one, named by its content."""
-    from datasets import config
-
-    cache = Path(config.HF_DATASETS_CACHE) / "music2vec_hf"
-    rows = []
-    for number, row in enumerate(part.select_columns("audio")):
-        audio = row["audio"]
-        path = Path(audio["path"] or "")
-        if audio["bytes"] is not None:
-            digest = hashlib.blake2b(audio["bytes"], digest_size=16).hexdigest()
-            path = cache / f"{digest}{path.suffix}"
-            if not path.is_file():
-                cache.mkdir(parents=True, exist_ok=True)
-                aside = path.with_name(f".{path.name}")
-                aside.write_bytes(audio["bytes"])
-                aside.replace(path)
-        elif not path.is_absolute():
-            path = folder / path
-        rows.append((f"{split}/{number}", path))
-    return rows
+def _audio_file(audio: dict, folder: Path) -> Path:
+    """The file of a row. Audio inside the data set gets one in the cache of `datasets`, named by its content."""
+    path = Path(audio["path"] or "")
+    if audio["bytes"] is None:
+        return folder / path
+    digest = hashlib.blake2b(audio["bytes"], digest_size=16).hexdigest()
+    path = Path(config.HF_DATASETS_CACHE) / "music2vec_hf" / f"{digest}{path.suffix}"
+    if not path.is_file():
+        with written_aside(path) as aside:
+            aside.write_bytes(audio["bytes"])
+    return path

@@ -1,0 +1,232 @@
+"""The labelled reader: columns of a data set, or names of folders -> splits, names of labels, targets of a head."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, List
+
+from music2vec_hf.audio.folder_metadata import read_folder_metadata
+from music2vec_hf.audio.reading import find_audio_files
+from music2vec_hf.audio.sources import Track, hash_track_id, type_metadata
+
+CLASSES, TAGS, VALUES = "single_label_classification", "multi_label_classification", "regression"
+
+# What data sets call their splits.
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+_SPLIT_FOLDERS = {name for names in SPLIT_NAMES.values() for name in names}
+
+TAG_SEPARATOR = ";"
+MAX_NAMED = 5
+
+
+def name_some(items: Sequence, limit: int = MAX_NAMED) -> str:
+    """The first items and how many more there are, for a sentence."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in items[:limit]) + more
+
+
+def make_targets(
+    problem_type: str, values: Sequence, names: Sequence[str], where: str, known_by: str = "the task"
+) -> np.ndarray:
+    """Labels as numbers.
+
+    Args:
+        problem_type (`str`): as in [`Music2VecConfig`].
+        values (`Sequence`): one entry a track: its class, its list of tags, or its list of numbers.
+        names (`Sequence[str]`): of the classes, tags or dimensions.
+        where (`str`): what errors call the data.
+        known_by (`str`): what the names come from, for errors.
+
+    Returns:
+        `np.ndarray`: `(n,)` int64 classes, `(n, K)` float32 zeros and ones, or `(n, K)` float32 values.
+
+    Raises:
+        ValueError: if a label is none of the names, or a value is no finite number.
+    """
+    if problem_type == VALUES:
+        try:
+            targets = np.array([[float(value) for value in row] for row in values], dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Regression needs numbers in {', '.join(names)} of {where} ({error}).") from error
+        if not np.isfinite(targets).all():
+            raise ValueError(f"Not all numbers in {', '.join(names)} of {where} are finite.")
+        return targets
+    index = {name: number for number, name in enumerate(names)}
+    rows = values if problem_type == TAGS else [[value] for value in values]
+    unknown = sorted({name for row in rows for name in row} - set(index))
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} labels of {where} are unknown to {known_by}: {name_some(unknown)}. Take their tracks "
+            f"out, or let {known_by} have them."
+        )
+    if problem_type == CLASSES:
+        return np.array([index[value] for value in values], dtype=np.int64)
+    targets = np.zeros((len(rows), len(index)), dtype=np.float32)
+    for target, row in zip(targets, rows, strict=True):
+        target[[index[name] for name in row]] = 1.0
+    return targets
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a head predicts.
+
+    Args:
+        columns (`tuple[str, ...]`): of the data; more than one only for regression.
+        problem_type (`str`): as in [`Music2VecConfig`].
+        names (`tuple[str, ...]`): of the classes, tags or dimensions, in the order of the head's outputs.
+    """
+
+    columns: tuple[str, ...]
+    problem_type: str
+    names: tuple[str, ...]
+
+    def targets(self, table: Dataset, where: str) -> np.ndarray:
+        """The labels of all rows as numbers, see [`make_targets`]. `where` is what errors call the data.
+
+        Raises:
+            ValueError: if a column is missing, a label is missing or not one of `names`.
+        """
+        values = label_values(table, self.columns, self.problem_type, where)
+        return make_targets(self.problem_type, values, self.names, where, "the training split")
+
+
+def find_labels(
+    table: Dataset, columns: Sequence[str], problem_type: str | None = None, where: str = "the split train"
+) -> Labels:
+    """Read from data which problem its labels pose, and their names.
+
+    Args:
+        table (`datasets.Dataset`): the rows whose labels are learnt.
+        columns (`Sequence[str]`): one column: of strings, whole numbers or `ClassLabel` (one label), of lists of these
+            (several labels), or of floats (regression); or several columns of numbers (regression).
+        problem_type (`str`, *optional*): states it. A column of strings such as `slow;piano` is one of several labels
+            only if that is stated, whole numbers are values only if that is stated.
+        where (`str`): what errors call the data.
+
+    Raises:
+        ValueError: if a column is missing, or the labels do not fit the problem or are fewer than two.
+    """
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"There is no column {', '.join(missing)} in {where}. It has {', '.join(table.column_names)}: name one of "
+            "these as `label`, or rename the column of labels."
+        )
+    feature = table.features[columns[0]]
+    listed = isinstance(feature, (List, list))
+    if problem_type is None:
+        floats = len(columns) > 1 or str(getattr(feature, "dtype", "")).startswith("float")
+        problem_type = VALUES if floats else TAGS if listed else CLASSES
+    if problem_type == VALUES:
+        return Labels(tuple(columns), problem_type, tuple(columns))
+    if len(columns) > 1:
+        raise ValueError(f"{problem_type} takes one column of labels, not {', '.join(columns)}.")
+    if listed and problem_type == CLASSES:
+        raise ValueError(f"The column {columns[0]} of {where} holds lists; one label a track is needed.")
+    typed = class_label(feature)
+    if typed is not None:
+        names = typed.names
+    else:
+        values = label_values(table, columns, problem_type, where)
+        names = sorted(set(values) if problem_type == CLASSES else {tag for row in values for tag in row})
+    if len(names) < (2 if problem_type == CLASSES else 1):
+        raise ValueError(f"The column {columns[0]} of {where} has {len(names)} labels, too few to learn.")
+    return Labels(tuple(columns), problem_type, tuple(names))
+
+
+def class_label(feature) -> ClassLabel | None:
+    """The `ClassLabel` that a column is made of, or its lists are; None if there is none."""
+    inner = feature.feature if isinstance(feature, List) else feature
+    return inner if isinstance(inner, ClassLabel) else None
+
+
+def label_values(table: Dataset, columns: Sequence[str], problem_type: str, where: str) -> list:
+    """The labels of all rows as names, lists of names, or lists of numbers.
+
+    Tags are lists, or text separated by semicolons; a row without any has none of them. Nothing else may be missing.
+
+    Raises:
+        ValueError: if a label is missing. `where` is what it calls the data.
+    """
+    rows = list(zip(*(table[column][:] for column in columns), strict=True))
+    empty = [number for number, row in enumerate(rows) if any(value is None or value != value for value in row)]
+    if empty and problem_type != TAGS:
+        first = f" ({table['track_id'][empty[0]]})" if "track_id" in table.column_names else ""
+        raise ValueError(
+            f"{len(empty)} of the {len(rows)} clips of {where} have no {', '.join(columns)}, the first is number "
+            f"{empty[0]}{first}. Give each a label, or take them out."
+        )
+    if problem_type == VALUES:
+        return [list(row) for row in rows]
+    typed = class_label(table.features[columns[0]])
+    name_of = str if typed is None else typed.int2str
+    if problem_type == CLASSES:
+        return [name_of(value) for (value,) in rows]
+    return [[name_of(tag) for tag in _split_tags(tags)] for (tags,) in rows]
+
+
+def _split_tags(tags) -> list:
+    if tags is None or tags != tags:
+        return []
+    if not isinstance(tags, (str, list)):
+        return [tags]
+    parts = tags.split(TAG_SEPARATOR) if isinstance(tags, str) else tags
+    parts = [tag.strip() if isinstance(tag, str) else tag for tag in parts]
+    return [tag for tag in parts if tag != ""]
+
+
+def list_labelled(folder: str | os.PathLike) -> list[Track]:
+    """The audio files of a folder, with what their metadata or the names of their folders say of them.
+
+    Metadata is that of [`read_folder_metadata`]. Without any, `label` is the name of the folder that a file lies in,
+    and None where that is the folder of a split. The split is a file's `split` in the metadata, or else the folder
+    below `folder` that it lies in.
+
+    Returns:
+        `list[Track]`: with absolute paths, in the order of the metadata or of the paths.
+
+    Raises:
+        ValueError: as [`read_folder_metadata`].
+    """
+    root = Path(os.path.abspath(folder))
+    table = read_folder_metadata(folder, as_text=True)
+    if table is None:
+        paths = [Path(os.path.abspath(path)) for path in find_audio_files(folder)]
+        rows = [{"label": _folder_label(path.relative_to(root).parts)} for path in paths]
+    else:
+        paths = [Path(path) for path in table.index]
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        as_text = all(value is None or isinstance(value, str) for row in rows for value in row.values())
+        _, rows = type_metadata(folder, rows, leave_out=(), as_text=as_text)
+    tracks = []
+    for path, row in zip(paths, rows, strict=True):
+        source = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+        track_id = str(row.pop("manifest_track_id", None) or hash_track_id(source))
+        split = str(row.get("split") or source.split("/")[0])
+        tracks.append(Track(path, source, track_id, split, metadata=row))
+    return tracks
+
+
+def _folder_label(parts: Sequence[str]) -> str | None:
+    folders = parts[1:-1] if parts[0] in _SPLIT_FOLDERS else parts[:-1]
+    return folders[-1] if folders else None
+
+
+__all__ = [
+    "CLASSES",
+    "SPLIT_NAMES",
+    "TAGS",
+    "VALUES",
+    "Labels",
+    "class_label",
+    "find_labels",
+    "label_values",
+    "list_labelled",
+    "make_targets",
+    "name_some",
+]
