@@ -66,7 +66,7 @@ def test_mtg_jamendo_subsets_and_mistakes(tmp_path):
         load_task("mtg-jamendo-genre", root)
     table = root / "data" / "splits" / "split-0" / "autotagging_genre-test.tsv"
     table.write_bytes(table.read_bytes().replace(b"---rock", b"---skiffle"))
-    with pytest.raises(ValueError, match="1 labels of .* are unknown to the task: genre---skiffle"):
+    with pytest.raises(ValueError, match=r"1 labels of .* are unknown to the task: genre---skiffle"):
         load_task("mtg-jamendo-genre", root)
     table.write_text("autotagging.tsv")  # what a zip makes of a symbolic link
     with pytest.raises(ValueError, match=r"has the columns autotagging.tsv, but TRACK_ID"):
