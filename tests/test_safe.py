@@ -17,8 +17,8 @@ import soundfile
 import torch
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf.audio.containers import PackedFile
 from music2vec_hf.audio.decoding import AudioError
-from music2vec_hf.audio.packed import PackedFile
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.probing.results import Predictions

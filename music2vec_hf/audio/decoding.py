@@ -20,6 +20,7 @@ SOUNDFILE_SUFFIXES = frozenset(
     ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .caf".split()
 )
 CODEC_SUFFIXES = frozenset(".m4a .m4b .mp4 .aac .wma .webm .mka .mkv .mov .ac3 .wv .ape".split())
+AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | CODEC_SUFFIXES
 
 # A header may state any rate; outside this range it is damage, not audio (and would cost unbounded memory).
 MIN_RATE, MAX_RATE = 2_000, 768_000
@@ -254,6 +255,17 @@ class TorchcodecDecoder:
 
 
 Decoder = SoundfileDecoder | TorchcodecDecoder
+
+
+def is_audio_file(name: str) -> bool:
+    """Whether a name has an audio file's suffix and is not hidden."""
+    base = os.path.basename(name)
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in AUDIO_SUFFIXES
+
+
+def printable(name: str) -> str:
+    """A file's name as valid Unicode; it may hold any bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def source_name(source: AudioSource) -> str:

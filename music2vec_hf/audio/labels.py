@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, List
 
+from music2vec_hf.audio.containers import type_metadata
 from music2vec_hf.audio.folder_metadata import read_folder_metadata
+from music2vec_hf.audio.listing import Track, hash_track_id
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.audio.sources import Track, hash_track_id, type_metadata
 
 CLASSES, TAGS, VALUES = "single_label_classification", "multi_label_classification", "regression"
 

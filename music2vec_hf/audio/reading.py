@@ -4,6 +4,7 @@ Everything is read block by block, so that a ten-hour file costs no more memory 
 """
 
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,19 +13,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from music2vec_hf.audio.decoding import (
-    CODEC_SUFFIXES,
-    SOUNDFILE_SUFFIXES,
-    AudioError,
-    AudioSource,
-    open_decoder,
-    source_name,
-)
+from music2vec_hf.audio.decoding import AudioError, AudioSource, is_audio_file, open_decoder, printable, source_name
 from music2vec_hf.audio.resampling import SAMPLING_RATE, StreamResampler
 
-__all__ = ["AUDIO_SUFFIXES", "AudioReader", "encode_flac", "find_audio_files", "read_audio", "read_flac_crop"]
+logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | CODEC_SUFFIXES
 BLOCK_SECONDS = 10.0
 
 # Float audio may overshoot 1 a little (mp3 does); beyond this it is in other units, such as 16-bit integers.
@@ -266,28 +259,30 @@ def find_audio_files(folder: str | os.PathLike) -> list[Path]:
     """List the audio files below `folder`, by suffix, in the order of their relative paths.
 
     Links to folders are followed, each folder is entered once, so that a loop of links ends. Hidden files and folders
-    (a leading dot) are skipped. A link that leads nowhere is listed: reading it gives the error.
-
-    Args:
-        folder: where to look.
-
-    Raises:
-        ValueError: if `folder` is not a folder.
+    (a leading dot) are skipped. A link that leads nowhere is listed: reading it gives the error. A folder that cannot
+    be listed is logged. Raises ValueError if `folder` is not a folder.
     """
-    folder = Path(folder)
+    refused: list[tuple[str, str]] = []
+    found = [path for path in walk_files(Path(folder), refused) if is_audio_file(path.name)]
+    for name, reason in refused:
+        logger.warning("%s: %s", printable(os.path.join(folder, name)), reason)
+    return found
+
+
+def walk_files(folder: Path, refused: list[tuple[str, str]]) -> list[Path]:
+    """All visible files below a folder, in order; `refused` gets `(path, reason)` of folders that cannot be listed."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    found, seen = [], set()
-    for current, subfolders, files in os.walk(folder, followlinks=True):
+    found, seen, errors = [], set(), []
+    for current, subfolders, files in os.walk(folder, onerror=errors.append, followlinks=True):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
-            Path(current, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
-        ]
+        found += [Path(current, name) for name in files if not name.startswith(".")]
+    for error in errors:
+        place = os.path.relpath(error.filename, folder)
+        refused.append((printable(place), f"unreadable: this folder cannot be listed ({error.strerror})."))
     return sorted(found, key=lambda path: path.relative_to(folder).parts)

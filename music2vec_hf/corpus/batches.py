@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from music2vec_hf.audio.finding import audio_name
+from music2vec_hf.audio.containers import audio_name
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.batch_plan import CROP_STREAM, ORDER_STREAM, Address, BatchPlan
-from music2vec_hf.corpus.loading import read_crop
-from music2vec_hf.corpus.measuring import clip_lengths
+from music2vec_hf.corpus.loading import clip_lengths, read_crop
 from music2vec_hf.corpus.pcm import PcmStore
 from music2vec_hf.corpus.standins import FailedClips, OpenClip, read_crops
 

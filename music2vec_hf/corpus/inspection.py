@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from music2vec_hf.audio.finding import choose_splits, find_corpus
+from music2vec_hf.audio.containers import CORPUS_COLUMNS
+from music2vec_hf.audio.listing import choose_splits, find_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.audio.sources import CORPUS_COLUMNS
 from music2vec_hf.common.hub import download_files, download_if_there
-from music2vec_hf.corpus.measuring import STATISTICS
+from music2vec_hf.corpus.loading import STATISTICS
 
 # A value of one of these belongs to one split only, or what is tested was seen in training.
 ID_COLUMNS = ("track_id", "artist_id", "composition_id")
@@ -165,7 +165,7 @@ def _open_corpus(corpus: str | os.PathLike) -> tuple[dict[str, list[str]], dict,
     """The shards by split, the content of corpus.json, and where rejects.csv would be."""
     beside = Path(corpus)
     summary = _read_summary(beside / "corpus.json")
-    found = find_corpus(corpus)
+    found = find_files(corpus)
     if found.kind != "parquet":
         raise ValueError(
             f"{corpus} is not a prepared corpus (it holds no shards but audio files or archives), and only those can "

@@ -11,9 +11,9 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.audio.reading import encode_flac
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.audio.sources import CORPUS_COLUMNS
 from music2vec_hf.common.files import write_text
 from music2vec_hf.corpus.inspection import RMS_FLOOR, Inspection, describe_corpus, find_warnings, open_shard
 from music2vec_hf.corpus.loading import read_crop

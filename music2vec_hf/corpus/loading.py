@@ -1,23 +1,45 @@
-"""Loading a corpus, or any `datasets` audio corpus, and reading clips and crops: row 3 of the data's way."""
+"""Loading a corpus, or any source of audio, and reading clips and crops: row 3 of the data's way."""
 
+import logging
+import math
 import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-from datasets import Dataset, IterableDataset, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import is_offline_mode
 
-from music2vec_hf.audio.finding import (
+from music2vec_hf.audio.containers import (
+    CLIP,
     audio_name,
-    choose_splits,
     encoded_audio,
-    find_corpus,
     name_audio_column,
-    open_files,
+    open_file,
+    walk_archive,
 )
-from music2vec_hf.audio.reading import read_audio, read_flac_crop
+from music2vec_hf.audio.decoding import AudioError, is_audio_file, printable
+from music2vec_hf.audio.listing import SourceFiles, choose_splits, find_files, list_tracks
+from music2vec_hf.audio.reading import AudioReader, read_audio, read_flac_crop
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.corpus.measuring import STATISTICS, measure_clips
+from music2vec_hf.common.hub import download_files
 
-__all__ = ["check_corpus", "load_corpus", "read_clip", "read_crop", "stream_corpus"]
+logger = logging.getLogger(__name__)
+
+# What training needs to know of a clip, and does not want to decode it for.
+STATISTICS = ("duration", "clip_mean", "clip_std")
+MEASURES = Features(
+    {**dict.fromkeys(STATISTICS, Value("float64")), "kind": Value("string"), "problem": Value("string")}
+)
+
+# Audio files of a folder or manifest that make one shard of a stream.
+FILES_PER_SHARD = 100
+
+
+# ---- opening ----
 
 
 def load_corpus(
@@ -26,20 +48,21 @@ def load_corpus(
     """Load a corpus for random access, memory-mapped. One that we prepared is not decoded.
 
     The files are turned into one Arrow file in the cache of `datasets` (`HF_DATASETS_CACHE`) the first time, and
-    mapped from there ever after; files of an audio folder stay where they are. Those of a data set on the Hub are
-    fetched into its cache (`HF_HUB_CACHE`) first; what was loaded once loads offline too. Audio may have any format,
-    rate and number of channels. Where the columns `duration`, `clip_mean` and `clip_std` are not all there, every
-    clip is decoded once to measure them; see [`measure_clips`] for what is then left out.
+    mapped from there ever after; audio files of a folder or manifest stay where they are. Those of a data set on the
+    Hub are fetched into its cache (`HF_HUB_CACHE`) first; what was loaded once loads offline too. Audio may have any
+    format, rate and number of channels. Where the columns `duration`, `clip_mean` and `clip_std` are not all there,
+    every clip is decoded once to measure them; see [`measure_clips`] for what is then left out.
 
     Args:
         corpus: one of
             - a folder made by `prepare_corpus`;
             - a folder of Parquet files, of .tar archives (webdataset; every audio file in them is a clip) or of audio
               files, at any depth, or a glob of such files;
+            - a manifest, or a folder with one at its top, as `prepare_corpus` takes it; its columns come along;
             - the id of a data set on the Hub, `user/name` or `user/name:config`.
         split (`str`, *optional*): "train", "validation", "test", another name or "all". May be left out where there
-            is only one, and on the Hub, where it is "train". Files of a local folder belong to the split in their
-            name (`train-00000-of-00002.parquet`) or to that of the folder `train`, `validation` or `test`.
+            is only one, and on the Hub, where it is "train". A column `split` of a manifest or of metadata decides,
+            else the name of a file (`train-00000-of-00002.parquet`), else the folder `train`, `validation` or `test`.
         num_proc (`int`, *optional*): processes that measure.
         report (`bool`): log the files that are left out.
 
@@ -52,9 +75,9 @@ def load_corpus(
             kinds, none or several columns of audio or nothing that can be decoded, or the split is missing or must be
             named.
     """
-    found = find_corpus(corpus)
+    found = _find(corpus, report)
     names = choose_splits(corpus, found, split)
-    parts = [open_files(found.kind, found.files[name], streaming=False) for name in names]
+    parts = [open_files(replace(found, files={name: found.files[name]}), streaming=False) for name in names]
     dataset = name_audio_column(corpus, concatenate_datasets(parts))
     if set(STATISTICS) <= set(dataset.column_names):
         return dataset
@@ -62,8 +85,8 @@ def load_corpus(
 
 
 def check_corpus(corpus: str | os.PathLike, split: str | None = None) -> None:
-    """Raise the ValueError of [`load_corpus`] for a corpus or split that is not there; it reads no file."""
-    choose_splits(corpus, find_corpus(corpus), split)
+    """Raise the ValueError of [`load_corpus`] for a corpus or split that is not there; it reads no audio."""
+    choose_splits(corpus, _find(corpus, report=False), split)
 
 
 def stream_corpus(corpus: str | os.PathLike, split: str | None = None) -> IterableDataset:
@@ -81,9 +104,173 @@ def stream_corpus(corpus: str | os.PathLike, split: str | None = None) -> Iterab
     Raises:
         ValueError: as in [`load_corpus`].
     """
-    found = find_corpus(corpus)
-    files = [file for name in choose_splits(corpus, found, split) for file in found.files[name]]
-    return name_audio_column(corpus, open_files(found.kind, files, streaming=True))
+    found = _find(corpus, report=False)
+    names = choose_splits(corpus, found, split)
+    chosen = {"all": [file for name in names for file in found.files[name]]}
+    return name_audio_column(corpus, open_files(replace(found, files=chosen), streaming=True))
+
+
+def _find(corpus: str | os.PathLike, report: bool) -> SourceFiles:
+    """The files of a corpus by split; of a manifest or local folder of audio, its tracks."""
+    found = find_files(corpus)
+    if found.on_hub or found.kind not in ("manifest", "audiofolder"):
+        return found
+    listing = list_tracks(corpus, found, folder_splits=True)
+    for path, reason in listing.rejects if report else ():
+        logger.warning("%s: %s", path, reason)
+    splits: dict[str, list] = {}
+    for track in listing.tracks:
+        splits.setdefault(track.split, []).append(track)
+    return replace(found, kind="tracks", files=splits, metadata_types=listing.metadata_types)
+
+
+def open_files(found: SourceFiles, streaming: bool) -> Dataset | IterableDataset:
+    """The rows of all files of a source, nothing decoded.
+
+    Args:
+        found ([`SourceFiles`]): from [`find_files`].
+        streaming (`bool`): read while iterating, instead of turning all into one Arrow file in the cache first. Files
+            on the Hub are then read where they are, else, and offline, from its cache.
+
+    Raises:
+        ValueError: if the Hub does not give a file, or an archive is damaged; of a stream, while iterating.
+    """
+    files = [file for files in found.files.values() for file in files]
+    if str(files[0]).startswith("hf://") and (is_offline_mode() or not streaming):
+        files = download_files(files)
+    readers = {"tracks": _read_tracks, "webdataset": _read_archives, "audiofolder": _read_urls}
+    if found.kind not in readers:
+        return load_dataset(found.kind, data_files={"train": files}, split="train", streaming=streaming)
+    if found.kind == "tracks":
+        files = [(os.fspath(track.path), {"track_id": track.track_id, **track.metadata}) for track in files]
+    # Date and size are part of the cache's key: a changed file is read anew.
+    sources = [(file, _stamp(file if isinstance(file, str) else file[0])) for file in files]
+    per_shard = 1 if found.kind == "webdataset" else FILES_PER_SHARD
+    columns = {"track_id": Value("string")} if found.kind == "tracks" else {}
+    columns |= Features.from_arrow_schema(pa.schema(found.metadata_types))
+    settings = {
+        "features": Features({"audio": CLIP, **columns}),
+        "gen_kwargs": {"shards": [sources[first : first + per_shard] for first in range(0, len(sources), per_shard)]},
+    }
+    if streaming:
+        return IterableDataset.from_generator(readers[found.kind], **settings)
+    try:
+        return Dataset.from_generator(readers[found.kind], **settings)
+    except DatasetGenerationError as error:
+        where = os.path.commonpath([place if isinstance(place, str) else place[0] for place in files])
+        raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
+
+
+def _read_tracks(shards: list[list[tuple]]) -> Iterator[dict]:
+    """One row for each audio file: its path and metadata."""
+    for shard in shards:
+        for (path, metadata), _ in shard:
+            data, name = None, printable(path)
+            if name != path:
+                # A name that is not UTF-8 cannot be stored: what the file holds is.
+                with open(path, "rb") as file:
+                    data = file.read()
+            yield {"audio": {"bytes": data, "path": name}, **metadata}
+
+
+def _read_urls(shards: list[list[tuple[str, str]]]) -> Iterator[dict]:
+    """One row for each audio file behind a URL, or of the Hub's cache: its bytes and its name."""
+    for shard in shards:
+        for path, _ in shard:
+            data = None
+            if "://" in path:
+                with open_file(path) as file:
+                    data = file.read()
+            yield {"audio": {"bytes": data, "path": path}}
+
+
+def _read_archives(shards: list[list[tuple[str, str]]]) -> Iterator[dict]:
+    """Every audio file of some .tar archives, in their order; files of other kinds are passed over."""
+    for shard in shards:
+        for path, _ in shard:
+            for member, data in walk_archive(path, "r|*", is_audio_file):
+                if data is not None:
+                    yield {"audio": {"bytes": data, "path": f"{path}/{member.name}"}}
+
+
+def _stamp(file: str) -> str:
+    if not os.path.exists(file):
+        return ""
+    status = os.stat(file)
+    return f"{status.st_mtime_ns} {status.st_size}"
+
+
+# ---- measuring ----
+
+
+def clip_lengths(dataset: Dataset) -> np.ndarray:
+    """Samples of every clip at 16 kHz, by its `duration`: int64 `[clips]`."""
+    # Sliced, a column comes as one array; else every number would become a Python object first.
+    return np.rint(np.asarray(dataset["duration"][:]) * SAMPLING_RATE).astype(np.int64)
+
+
+def measure_clips(dataset: Dataset, num_proc: int | None = None, report: bool = True) -> Dataset:
+    """Add `duration`, `clip_mean` and `clip_std`; leave out what cannot be decoded.
+
+    Every clip is decoded once, which costs what preparing it costs. The result is kept in the cache of `datasets`
+    beside the data, so that the next run finds it. A truncated file counts with the part that can be decoded.
+
+    Args:
+        dataset (`datasets.Dataset`): with a column `audio` of `{"bytes", "path"}`. Columns that are named like the
+            three are replaced: what foreign data calls a duration need not be seconds of this clip.
+        num_proc (`int`, *optional*): processes that measure.
+        report (`bool`): log each file that is left out, and how many.
+
+    Raises:
+        ValueError: if no clip can be decoded.
+    """
+    measured = dataset.select_columns("audio").map(
+        _measure_row,
+        with_indices=True,
+        remove_columns="audio",
+        features=MEASURES,
+        num_proc=num_proc,
+        desc="measuring clips",
+    )
+    durations = np.asarray(measured["duration"], dtype=np.float64)
+    kinds = Counter(kind for kind, duration in zip(measured["kind"], durations, strict=True) if duration == 0)
+    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    if report:
+        for problem in filter(None, measured["problem"]):
+            logger.warning("%s", problem)
+        if kinds:
+            logger.warning("%d of %d clips are left out: %s.", kinds.total(), len(durations), counts)
+    if not durations.any():
+        raise ValueError(
+            f"None of the {len(durations)} clips can be decoded ({counts or 'there are none'}); try one with "
+            "`music2vec prepare`, which says what is wrong with it."
+        )
+    dataset = dataset.remove_columns([name for name in STATISTICS if name in dataset.column_names])
+    dataset = concatenate_datasets([dataset, measured.select_columns(list(STATISTICS))], axis=1)
+    return dataset if durations.all() else dataset.select(np.flatnonzero(durations))
+
+
+def _measure_row(row: dict, index: int) -> dict:
+    audio, problem = row["audio"] or {}, None
+    try:
+        with AudioReader(encoded_audio(audio), audio_name(audio) or f"row {index}") as reader:
+            length, total, squares = 0, 0.0, 0.0
+            for block in reader.blocks():
+                block = block.astype(np.float64)
+                length, total, squares = length + len(block), total + block.sum(), squares + np.square(block).sum()
+        if length == 0:
+            raise AudioError(reader.name, "empty", "it holds no samples.")
+    except AudioError as error:
+        return {**dict.fromkeys(STATISTICS, 0.0), "kind": error.kind, "problem": f"{error} It is left out."}
+    if reader.shortfall:
+        problem = f"{reader.name}: {reader.shortfall} That part is kept."
+    mean = total / length
+    deviation = math.sqrt(max(0.0, squares / length - mean**2))
+    values = zip(STATISTICS, (length / SAMPLING_RATE, mean, deviation), strict=True)
+    return {**dict(values), "kind": None, "problem": problem}
+
+
+# ---- reading ----
 
 
 def read_clip(example: dict) -> np.ndarray:

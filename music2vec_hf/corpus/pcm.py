@@ -11,11 +11,11 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from music2vec_hf.audio.finding import audio_name, choose_splits, find_corpus
+from music2vec_hf.audio.containers import audio_name
+from music2vec_hf.audio.listing import choose_splits, find_files
 from music2vec_hf.audio.reading import to_pcm
 from music2vec_hf.common.files import hold_lock, write_json
-from music2vec_hf.corpus.loading import load_corpus, read_crop
-from music2vec_hf.corpus.measuring import STATISTICS, clip_lengths
+from music2vec_hf.corpus.loading import STATISTICS, clip_lengths, load_corpus, read_crop
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def store_pcm(corpus: str | os.PathLike, progress: bool = True) -> dict:
     corpus = Path(corpus)
     if not (corpus / "corpus.json").exists():
         raise ValueError(f"{corpus} is not a corpus that `music2vec prepare` made; make one of your audio first.")
-    names = choose_splits(corpus, find_corpus(corpus), "all")
+    names = choose_splits(corpus, find_files(corpus), "all")
     clips = load_corpus(corpus, "all")
     splits = _splits({name: load_corpus(corpus, name) for name in names} | {"all": clips})
     folder = corpus / FOLDER

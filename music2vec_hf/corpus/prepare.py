@@ -15,9 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from music2vec_hf.audio.finding import HUB_ID, UNFINISHED
-from music2vec_hf.audio.packed import list_source
-from music2vec_hf.audio.sources import Listing, Track
+from music2vec_hf.audio.listing import HUB_ID, UNFINISHED, Listing, Track, list_source
 from music2vec_hf.common.files import hold_lock, write_json
 from music2vec_hf.corpus.clips import STORES
 from music2vec_hf.corpus.publishing import publish

@@ -19,8 +19,8 @@ from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, HfApi
 
+from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.audio.sources import Listing, Track
 from music2vec_hf.common.files import write_text, written_aside
 from music2vec_hf.common.hub import explain_push_errors
 from music2vec_hf.common.render import render

@@ -6,9 +6,9 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from music2vec_hf.audio.decoding import AudioError
+from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.reading import AudioReader
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.audio.sources import Listing, Track
 
 ARTIST_COLUMN = "artist_id"
 

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from datasets import Audio, Features, Value
 from pebble import ProcessExpired, ProcessPool
 
-from music2vec_hf.audio.packed import PackedFile
+from music2vec_hf.audio.containers import PackedFile
+from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.audio.sources import Listing, Track
 from music2vec_hf.common.files import write_json, written_aside
 from music2vec_hf.corpus.clips import ClipJob, prepare_track, rejection, write_tables
 

@@ -12,14 +12,13 @@ import torch
 from datasets import IterableDataset as ClipStream
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from music2vec_hf.audio.containers import audio_name, encoded_audio
 from music2vec_hf.audio.decoding import AudioError
-from music2vec_hf.audio.finding import audio_name, encoded_audio
 from music2vec_hf.audio.reading import AudioReader
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.batch_plan import CROP_STREAM, BatchPlan
 from music2vec_hf.corpus.batches import UpdateSampler, loader_options
-from music2vec_hf.corpus.loading import read_clip, read_crop
-from music2vec_hf.corpus.measuring import STATISTICS
+from music2vec_hf.corpus.loading import STATISTICS, read_clip, read_crop
 from music2vec_hf.corpus.standins import OpenClip, read_crops, warn_of_failure
 
 logger = logging.getLogger(__name__)

@@ -1,15 +1,13 @@
 """What is to be embedded: audio files, folders, manifests and data sets, as one list of tracks."""
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from music2vec_hf.audio.decoding import AudioSource
-from music2vec_hf.audio.packed import PACKED_SUFFIXES, PackedFile, list_source
-from music2vec_hf.audio.reading import AUDIO_SUFFIXES
-from music2vec_hf.audio.sources import MANIFEST_SUFFIXES, Track
+from music2vec_hf.audio.containers import TABLE_SUFFIXES, PackedFile
+from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource
+from music2vec_hf.audio.listing import Track, list_source
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Inputs:
 def is_one_file(item: str | os.PathLike) -> bool:
     """Whether this names one audio file, there or not, and no folder, manifest or data set."""
     path = Path(item)
-    known = path.suffix.lower() in (*PACKED_SUFFIXES, *MANIFEST_SUFFIXES)
+    known = path.suffix.lower() in (".parquet", ".tar", *TABLE_SUFFIXES)
     return not path.is_dir() and (path.suffix.lower() in AUDIO_SUFFIXES or (path.is_file() and not known))
 
 
@@ -48,7 +46,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike]) -> Inputs:
     """List all tracks of some inputs.
 
     Args:
-        inputs: audio files; or what [`music2vec_hf.audio.packed.list_source`] takes: folders, manifests, Parquet
+        inputs: audio files; or what [`music2vec_hf.audio.listing.list_source`] takes: folders, manifests, Parquet
             files, archives, Hub ids; or corpora that `music2vec prepare` made, of which every clip is a track.
 
     Raises:
@@ -59,9 +57,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike]) -> Inputs:
         if is_one_file(item):
             found.tracks.append(InputTrack(item, _inside(os.path.basename(item)), Path(item), _stamp(item)))
             continue
-        # A corpus has a table of rejects, which is no manifest.
-        prepared = Path(item, "corpus.json").is_file()
-        listing = list_source(os.path.join(glob.escape(item), "data", "*.parquet") if prepared else item)
+        listing = list_source(item)
         found.rejects += listing.rejects
         for track in sorted(listing.tracks, key=_place):
             packed = isinstance(track.path, PackedFile)

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 
-from music2vec_hf.audio.finding import encoded_audio, name_audio_column
+from music2vec_hf.audio.containers import encoded_audio, name_audio_column
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.precision import autocast
 from music2vec_hf.features.embedding_batches import batches_of_one_length, decoding_threads, device_of

@@ -8,12 +8,11 @@ from datasets import Dataset as Corpus
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from music2vec_hf.audio.finding import find_corpus
 from music2vec_hf.audio.labels import list_labelled
+from music2vec_hf.audio.listing import Track, find_files
+from music2vec_hf.audio.reading import find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.audio.sources import Track
-from music2vec_hf.corpus.loading import load_corpus, read_crop
-from music2vec_hf.corpus.measuring import clip_lengths
+from music2vec_hf.corpus.loading import clip_lengths, load_corpus, read_crop
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 
@@ -25,8 +24,8 @@ def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
         ValueError: as in [`load_corpus`] and [`list_labelled`]; if the split is empty or the metadata lacks files of
             it.
     """
-    found = find_corpus(corpus)
-    if found.kind == "audiofolder" and os.path.isdir(corpus):
+    found = find_files(corpus)
+    if found.kind in ("audiofolder", "manifest") and os.path.isdir(corpus):
         tracks = {os.fspath(track.path): track for track in list_labelled(corpus)}
         own_splits = any("split" in track.metadata for track in tracks.values())
         dataset = _with_labels(load_corpus(corpus, "all" if own_splits else split), tracks, corpus)
@@ -46,12 +45,12 @@ def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
 
 def _with_labels(dataset: Corpus, tracks: dict[str, Track], corpus: str | os.PathLike) -> Corpus:
     """The rows of a folder of audio files with what is said of their files."""
-    paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
-    missing = [path for path in paths if path not in tracks]
+    missing = [path for path in map(os.path.abspath, find_audio_files(corpus)) if path not in tracks]
     if missing:
         raise ValueError(
             f"The metadata of {corpus} does not name {len(missing)} of the files, the first is {missing[0]}."
         )
+    paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
     rows = [{**tracks[path].metadata, "track_id": tracks[path].track_id} for path in paths]
     for name in rows[0]:
         if name not in dataset.column_names:

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from toy_corpus import contents, kill, rejects_of, start_until
 
-from music2vec_hf.audio.sources import list_tracks
+from music2vec_hf.audio.listing import list_source
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.prepare import merge_corpus, parse_shard, prepare_corpus
 from music2vec_hf.corpus.sampling import sample_tracks
@@ -127,7 +127,7 @@ def test_duplicates_are_dropped_and_named(whole):
 
 
 def test_a_sample_takes_whole_artists_until_the_hours_are_reached(whole):
-    listing = list_tracks(whole[0])
+    listing = list_source(whole[0])
     names = {}
     for seconds in (10, 25, 40):
         for seed in (0, 1, 2):

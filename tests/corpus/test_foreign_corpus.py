@@ -12,10 +12,10 @@ import pytest
 import soundfile
 from toy_plan import PLAN
 
-from music2vec_hf.audio.finding import open_files
+from music2vec_hf.audio.listing import SourceFiles
 from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.corpus.batches import CropDataset, training_batches
-from music2vec_hf.corpus.loading import load_corpus, read_clip, stream_corpus
+from music2vec_hf.corpus.loading import load_corpus, open_files, read_clip, stream_corpus
 from music2vec_hf.corpus.streaming import header_length
 
 # Name -> seconds, rate, channels, what soundfile calls the format.
@@ -168,7 +168,7 @@ def test_measuring_happens_once_and_again_for_a_changed_file(audio, tmp_path, mo
     folder = make_folder(tmp_path / "music", {"a.wav": audio["a.wav"]})
     assert load_corpus(folder)[0]["duration"] == 2.0
     with monkeypatch.context() as patch:
-        patch.setattr("music2vec_hf.corpus.measuring.AudioReader", None)
+        patch.setattr("music2vec_hf.corpus.loading.AudioReader", None)
         assert load_corpus(folder)[0]["duration"] == 2.0
     (folder / "a.wav").write_bytes(audio["e.flac"])
     assert load_corpus(folder)[0]["duration"] == 1.0
@@ -238,5 +238,5 @@ def test_remote_files_are_read_through_their_url(audio):
     memory.pipe({"/clips/part.tar": archive.getvalue(), "/clips/a.wav": audio["a.wav"]})
     for kind, url in (("webdataset", "memory://clips/part.tar"), ("audiofolder", "memory://clips/a.wav")):
         for streaming in (False, True):
-            (row,) = open_files(kind, [url], streaming)
+            (row,) = open_files(SourceFiles(kind, {"train": [url]}), streaming)
             assert row["audio"]["bytes"] == audio["a.wav"] and row["audio"]["path"].endswith("a.wav")

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from toy_plan import PLAN
 
-from music2vec_hf.audio.sources import CORPUS_COLUMNS
+from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.batches import CropDataset
 from music2vec_hf.corpus.inspection import SOURCE_COLUMNS, find_warnings, format_summary, inspect_corpus

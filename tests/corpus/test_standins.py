@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features
 from toy_plan import PLAN
 
-from music2vec_hf.audio.finding import CLIP
+from music2vec_hf.audio.containers import CLIP
 from music2vec_hf.corpus.batches import CropDataset, training_batches
 from music2vec_hf.corpus.loading import load_corpus, read_clip
 from music2vec_hf.corpus.prepare import prepare_corpus

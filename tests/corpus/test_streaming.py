@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(params=["corpus", "foreign"])
 def stream(request, folders, monkeypatch):
-    monkeypatch.setattr("music2vec_hf.audio.finding.FILES_PER_SHARD", 4)
+    monkeypatch.setattr("music2vec_hf.corpus.loading.FILES_PER_SHARD", 4)
     stream = stream_corpus(folders / request.param)
     assert stream.num_shards > 2
     return stream

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, config, load_dataset, load_from_disk
 
-from music2vec_hf.audio.finding import name_audio_column
+from music2vec_hf.audio.containers import name_audio_column
 from music2vec_hf.audio.folder_metadata import METADATA_FILES
 from music2vec_hf.audio.labels import (
     SPLIT_NAMES,
