@@ -5,8 +5,8 @@ from pathlib import Path
 
 from music2vec_hf.common.render import Markdown, markdown_table
 from music2vec_hf.probing.results import averages
+from music2vec_hf.probing.tables import read_table
 from music2vec_hf.probing.tasks.loading import TASKS
-from music2vec_hf.probing.tasks.tables import read_table
 from music2vec_hf.probing.tasks.tags import FILTERED
 
 METRIC_TITLES = {

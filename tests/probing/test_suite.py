@@ -18,8 +18,8 @@ from music2vec_hf.probing.results import (
     paired_difference_of_predictions,
 )
 from music2vec_hf.probing.searches import SEARCHES
-from music2vec_hf.probing.tasks.declarations import benchmark_split
 from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, resolve_tasks
+from music2vec_hf.probing.tasks.songs import benchmark_split
 
 
 def test_both_averages_have_their_definition():

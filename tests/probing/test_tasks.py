@@ -11,10 +11,10 @@ from toy_datasets import GENRES, MTT_CLIPS, build_gtzan, build_magnatagatune, gt
 
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
+from music2vec_hf.probing.tables import list_path, read_table
 from music2vec_hf.probing.tasks import loading as tasks
 from music2vec_hf.probing.tasks.classes import split_stems
 from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task, resolve_tasks
-from music2vec_hf.probing.tasks.tables import list_path, read_table
 
 GTZAN_SUMS = {"train": "2b04966c", "validation": "f8fbee7c", "test": "09cafa6a"}
 MTT_COUNTS = {"magnatagatune": (4, 2, 3), "magnatagatune-filtered": (3, 1, 2)}

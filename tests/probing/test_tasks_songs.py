@@ -7,10 +7,11 @@ import pytest
 from toy_datasets import build_emomusic, build_giantsteps, giantsteps_artists, link, write_tone
 
 from music2vec_hf.common.metrics import KEY_LABELS
+from music2vec_hf.probing.tables import list_path, read_table
 from music2vec_hf.probing.tasks import songs
-from music2vec_hf.probing.tasks.declarations import SPLITS, benchmark_split
+from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import load_task
-from music2vec_hf.probing.tasks.tables import list_path, read_table
+from music2vec_hf.probing.tasks.songs import benchmark_split
 
 
 @pytest.fixture(scope="module")

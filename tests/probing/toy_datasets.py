@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from music2vec_hf.probing.tables import list_path, read_table
 from music2vec_hf.probing.tasks.classes import split_stems
 from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import TASKS
 from music2vec_hf.probing.tasks.songs import EMOMUSIC_STATISTICS, split_by_artist
-from music2vec_hf.probing.tasks.tables import list_path, read_table
 
 GENRES = TASKS["gtzan"].labels
 SHARPS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}

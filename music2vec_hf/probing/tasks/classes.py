@@ -12,8 +12,8 @@ import numpy as np
 
 from music2vec_hf.audio.labels import name_some
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Task, TaskData, make_data
-from music2vec_hf.probing.tasks.tables import index_audio, list_path
+from music2vec_hf.probing.tables import index_audio, list_path
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task
 
 _GTZAN_STEM = re.compile(r"([a-z]+)\.000\d\d")
 
@@ -45,7 +45,7 @@ def split_stems() -> dict[str, list[str]]:
     }
 
 
-def read_gtzan(task: Task, folder: Path) -> TaskData:
+def read_gtzan(task: Task, folder: Path) -> Found:
     """Read GTZAN: ten genres, the fault-filtered split.
 
     Official layout `genres/<genre>/<genre>.000NN.wav`; older copies hold `.au`, the Kaggle copy lies in
@@ -70,10 +70,10 @@ def read_gtzan(task: Task, folder: Path) -> TaskData:
             genre = stem.split(".")[0]
             path = found.get(stem, folder / "genres" / genre / f"{stem}.wav")
             examples.append(Example(split, stem, path, genre))
-    return make_data(task, examples, folder, extra=others)
+    return Found(task, examples, folder, extra=others)
 
 
-def read_nsynth(task: Task, folder: Path) -> TaskData:
+def read_nsynth(task: Task, folder: Path) -> Found:
     """Read NSynth: instrument family or pitch of single notes of 4 s.
 
     Official layout: `nsynth-train/`, `nsynth-valid/` and `nsynth-test/`, each with `examples.json` and
@@ -100,7 +100,7 @@ def read_nsynth(task: Task, folder: Path) -> TaskData:
         extra.extend(
             path.relative_to(folder).as_posix() for path in sorted(audio.glob("*.wav")) if path.stem not in notes
         )
-    return make_data(task, examples, folder, extra=extra)
+    return Found(task, examples, folder, extra=extra)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Recording:
         return _PREFIX.match(self.name)[1]
 
 
-def read_vocalset(task: Task, folder: Path) -> TaskData:
+def read_vocalset(task: Task, folder: Path) -> Found:
     """Read VocalSet: who sings (20 singers), or with which of 10 techniques, in recordings of single voices.
 
     Official layout (VocalSet 1.1): `FULL/<singer>/<context>/<technique>/<recording>.wav`, as
@@ -162,7 +162,7 @@ def read_vocalset(task: Task, folder: Path) -> TaskData:
         names = [path.relative_to(folder).as_posix() for path in paths]
         if names:
             differences[f"{len(names)} recordings {what}, left out: {name_some(names)}."] = names
-    return make_data(task, examples, folder, differences, found.extra)
+    return Found(task, examples, folder, differences, found.extra)
 
 
 @dataclass

@@ -20,12 +20,12 @@ from music2vec_hf.audio.labels import (
 from music2vec_hf.audio.reading import find_audio_files
 from music2vec_hf.common.files import written_aside
 from music2vec_hf.common.results import read_json
-from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Task, TaskData, make_data
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task
 
 NO_BENCHMARK = "a data set of your own: there is no published score to stand beside."
 
 
-def read_custom(task: Task, folder: Path) -> TaskData:
+def read_custom(task: Task, folder: Path) -> Found:
     """Read a data set: `custom` takes the classes of its column `label`, `custom-tags` the lists of its column `tags`.
 
     A folder is read as (the first that fits) what `save_to_disk` wrote; Parquet or Arrow files; audio files with
@@ -42,17 +42,17 @@ def read_custom(task: Task, folder: Path) -> TaskData:
         raise FileNotFoundError(f"'{folder}' is not a folder; `{task.name}` reads a local data set of `datasets`.")
     tables = (path for kind in ("*.parquet", "*.arrow") for path in folder.rglob(kind))
     packed = any(path.name not in METADATA_FILES for path in tables)
-    parts = _load_tables(folder) if packed else _list_files(folder)
+    parts = _load_tables(folder) if packed else _list_files(folder, "source")
     column = _label_column(parts["train"].table, task, folder)
     kept = [name for name in (column, "track_id") if name in parts["train"].table.column_names]
     together = concatenate_datasets([part.table.select_columns(kept) for part in parts.values()])
     labels = find_labels(together, [column], task.problem_type, f"'{folder}'")
     task = replace(task, labels=labels.names)
     extra = [] if packed else _unused(folder, parts)
-    return make_data(task, _examples(parts, task, [column], folder), folder, {NO_BENCHMARK: []}, extra)
+    return Found(task, _examples(parts, task, [column], folder), folder, {NO_BENCHMARK: []}, extra)
 
 
-def read_synthetic(task: Task, folder: Path) -> TaskData:
+def read_synthetic(task: Task, folder: Path) -> Found:
     """Read one of the synthetic tasks from a folder written by `music2vec synth`.
 
     Raises:
@@ -68,7 +68,7 @@ def read_synthetic(task: Task, folder: Path) -> TaskData:
     labels = {"genre": vocabulary["genres"], "tags": vocabulary["tags"]}.get(task.title, task.labels)
     task = replace(task, labels=tuple(labels))
     columns = task.labels if task.problem_type == VALUES else (task.title,)
-    return make_data(task, _examples(_list_files(folder), task, columns, folder), folder)
+    return Found(task, _examples(_list_files(folder, "track_id"), task, columns, folder), folder)
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,16 @@ def _by_split(folder: Path, names: Sequence[str]) -> dict[str, set[str]]:
     return found
 
 
-def _list_files(folder: Path) -> dict[str, _Part]:
+def _list_files(folder: Path, track_id: str) -> dict[str, _Part]:
+    """Audio files of a folder by split; `track_id` is the field of a `Track` by which they are called."""
     tracks = list_labelled(folder)
-    table = Dataset.from_list([{**track.metadata, "track_id": track.source} for track in tracks])
+    table = Dataset.from_list([{**track.metadata, "track_id": getattr(track, track_id)} for track in tracks])
     parts = {}
     for split, names in _by_split(folder, [track.split for track in tracks]).items():
         rows = [row for row, track in enumerate(tracks) if track.split in names]
         chosen = [tracks[row] for row in rows]
-        parts[split] = _Part([one.source for one in chosen], [one.path for one in chosen], table.select(rows))
+        ids = [getattr(one, track_id) for one in chosen]
+        parts[split] = _Part(ids, [one.path for one in chosen], table.select(rows))
     return parts
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from music2vec_hf.audio.labels import make_targets, name_some
 from music2vec_hf.common.metrics import KEY_LABELS
-from music2vec_hf.probing.tasks.tables import list_path, read_table
+from music2vec_hf.probing.tables import list_path, read_table
 
 SPLITS = ("train", "validation", "test")
 
@@ -152,85 +151,20 @@ class Example:
     label: str | Sequence
 
 
-def make_data(
-    task: Task,
-    examples: Sequence[Example],
-    where: str | Path,
-    differences: Mapping[str, Sequence[str]] | None = None,
-    extra: Sequence[str] = (),
-) -> TaskData:
-    """The data of a task, in the order of the examples, with what differs from the benchmark.
+@dataclass(frozen=True)
+class Found:
+    """What a reader found in a folder; audio files are not checked yet.
 
-    Args:
+    Attributes:
         task (`Task`): with labels.
-        examples (`Sequence[Example]`): of all splits.
+        examples (`Sequence[Example]`): the tracks, in order.
         where (`str` or `Path`): what errors call the data.
-        differences (`Mapping[str, Sequence[str]]`): sentences that a reader knows, with the tracks of each.
+        differences (`Mapping[str, Sequence[str]]`): what differs from the benchmark, in sentences, with tracks.
         extra (`Sequence[str]`): audio files that are not used.
-
-    Raises:
-        ValueError: if a split is empty, a track occurs twice, or a label is unknown.
     """
-    seen: dict[str, str] = {}
-    for example in examples:
-        if example.track_id in seen:
-            before = seen[example.track_id]
-            raise ValueError(f"Track '{example.track_id}' is in '{before}' and again in '{example.split}'.")
-        seen[example.track_id] = example.split
-    splits = {}
-    for name in SPLITS:
-        chosen = [example for example in examples if example.split == name]
-        if not chosen:
-            raise ValueError(f"The data has no track in the split '{name}'; probing needs {', '.join(SPLITS)}.")
-        labels = [example.label for example in chosen]
-        targets = make_targets(task.problem_type, labels, task.labels, f"'{where}', split {name},")
-        ids, paths = (tuple(getattr(example, part) for example in chosen) for part in ("track_id", "path"))
-        splits[name] = Split(ids, paths, targets)
-    found = {**(differences or {}), **_label_differences(task, splits)}
-    affected = {sentence: tuple(tracks) for sentence, tracks in found.items()}
-    return TaskData(task, splits, tuple(found), tuple(extra), affected)
 
-
-def _label_differences(task: Task, splits: Mapping[str, Split]) -> dict[str, list[str]]:
-    """Labels that are not as frequent as in the benchmark, in splits that have its size."""
-    differences = {}
-    for name, counts, size in zip(SPLITS, zip(*task.label_counts.values(), strict=True), task.counts, strict=False):
-        targets = splits[name].targets
-        if len(targets) != size:
-            continue
-        found = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=len(counts))
-        wrong = [
-            f"{label} {int(number)} instead of {count}"
-            for label, number, count in zip(task.label_counts, found, counts, strict=True)
-            if number != count
-        ]
-        if wrong:
-            differences[f"{name}: labels are not as frequent as in the benchmark: {name_some(wrong)}."] = wrong
-    return differences
-
-
-def split_differences(split_of: Mapping[str, str], list_name: str) -> dict[str, list[str]]:
-    """Sentences on tracks that a split rule, run on this copy's metadata, does not put where the published list does.
-
-    Args:
-        split_of (`Mapping[str, str]`): track to split, by the rule.
-        list_name (`str`): of the published list in `lists/`.
-
-    Returns:
-        `dict[str, list[str]]`: sentence to tracks.
-    """
-    published = benchmark_split(list_name)
-    groups = {
-        "in another split than in the benchmark": [
-            t for t in split_of if published.get(t, split_of[t]) != split_of[t]
-        ],
-        "not in the benchmark": [track for track in split_of if track not in published],
-        "in the benchmark but not in these annotations": [track for track in published if track not in split_of],
-    }
-    return {f"tracks {what}: {name_some(tracks)}.": tracks for what, tracks in groups.items() if tracks}
-
-
-def benchmark_split(list_name: str) -> dict[str, str]:
-    """Track id to split, as published, of a list such as `emomusic_split.tsv`."""
-    rows = read_table(list_path(list_name), "\t", ("track_id", "split"))
-    return {row["track_id"]: row["split"] for row in rows}
+    task: Task
+    examples: Sequence[Example]
+    where: str | Path
+    differences: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    extra: Sequence[str] = ()

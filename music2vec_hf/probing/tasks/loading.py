@@ -1,25 +1,23 @@
 """Tasks and their data from a folder: read, and checked before anything is computed.
 
-Row 13 of DESIGN.md section 3. Files that are missing or cannot be read are counted and named, labels that a task does
-not know are refused, and what differs from the benchmark is said. Only headers are read. A file that cannot be used is
-never left out in silence: either the data set is refused with counts and names, or, where the user asked for it, the
-track is left out and `TaskData.differences` says so.
+Row 13 of DESIGN.md section 3. Only headers of audio are read. Labels that a task does not know are refused, files that
+are missing or cannot be read are counted and named: either the data set is refused, or, where the user asked for it,
+the tracks are left out, and `TaskData.differences` says so, as it does of all that differs from the benchmark.
 
 A new data set adds its declaration to `lists/tasks.yaml` and its reader to `_READERS`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from music2vec_hf.audio.decoding import AudioError
-from music2vec_hf.audio.labels import name_some
+from music2vec_hf.audio.labels import make_targets, name_some
 from music2vec_hf.audio.reading import AudioReader
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.probing.tasks import classes, custom, songs, tags
-from music2vec_hf.probing.tasks.declarations import SPLITS, Split, Task, TaskData, read_declarations
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Split, Task, TaskData, read_declarations
 
 TASKS = read_declarations()
 _READERS = {
@@ -79,42 +77,55 @@ def load_task(name: str, folder: str | Path, allow_missing: bool = False) -> Tas
         raise ValueError(f"There is no task '{name}'; use one of {', '.join(TASKS)}.")
     task, folder = TASKS[name], Path(folder)
     own = folder / task.dataset  # the folder itself where the task names no data set
-    data = _READERS[task.dataset](task, own if own.is_dir() else folder)
-    return check_data(data, allow_missing)
+    return check_found(_READERS[task.dataset](task, own if own.is_dir() else folder), allow_missing)
 
 
-def check_data(data: TaskData, allow_missing: bool = False) -> TaskData:
-    """Check the audio files of a task and its counts against the benchmark's.
-
-    Args:
-        data (`TaskData`): as a reader gave it; paths may be missing.
-        allow_missing (`bool`): leave out tracks whose file is missing or unreadable instead of refusing.
-
-    Returns:
-        `TaskData`: without those tracks, with every difference from the benchmark in words.
+def check_found(found: Found, allow_missing: bool = False) -> TaskData:
+    """The data of a task from what its reader found: targets made, files checked, counts held against the benchmark's.
 
     Raises:
-        FileNotFoundError, ValueError: if files are missing or unreadable and that is not allowed; if a split is empty.
+        FileNotFoundError, ValueError: as [`load_task`].
     """
-    task = data.task
-    seconds, faults = read_headers(data.paths)
+    task, by_split = found.task, _by_split(found)
+    targets = {
+        name: make_targets(
+            task.problem_type, [one.label for one in chosen], task.labels, f"'{found.where}', split {name},"
+        )
+        for name, chosen in by_split.items()
+    }
+    differences = {**found.differences, **_label_differences(task, targets)}
+    seconds, faults = read_headers([one.path for one in found.examples])
     if not allow_missing:
-        pairs = [pair for split in data.splits.values() for pair in zip(split.paths, split.track_ids, strict=True)]
-        tolerated = {path for path, track in pairs if track in task.may_be_unreadable and faults.get(path)}
-        _refuse({path: reason for path, reason in faults.items() if path not in tolerated}, len(data.paths))
-    found, splits = {sentence: data.affected.get(sentence, ()) for sentence in data.differences}, {}
-    for name in SPLITS:
-        split = data.splits[name]
-        found |= _left_out(name, split, faults)
-        kept = [row for row, path in enumerate(split.paths) if path not in faults]
-        if not kept:
+        tolerated = {one.path for one in found.examples if one.track_id in task.may_be_unreadable}
+        _refuse({path: why for path, why in faults.items() if not why or path not in tolerated}, len(found.examples))
+    splits = {}
+    for name, chosen in by_split.items():
+        differences |= _left_out(name, chosen, faults)
+        rows = [row for row, one in enumerate(chosen) if one.path not in faults]
+        if not rows:
             raise ValueError(
                 f"Task '{task.name}' has no usable track in the split '{name}'. Complete the folder first."
             )
-        ids, paths = (tuple(items[row] for row in kept) for items in (split.track_ids, split.paths))
-        splits[name] = _with_clips(Split(ids, paths, split.targets[np.array(kept)]), task, seconds)
-    found |= _count_differences(task, splits)
-    return replace(data, splits=splits, differences=tuple(found), affected=found)
+        ids, paths = (tuple(getattr(chosen[row], part) for row in rows) for part in ("track_id", "path"))
+        num_clips = _num_clips(task, [seconds[path] for path in paths])
+        splits[name] = Split(ids, paths, targets[name][np.array(rows)], num_clips)
+    differences |= _count_differences(task, splits)
+    affected = {sentence: tuple(tracks) for sentence, tracks in differences.items()}
+    return TaskData(task, splits, tuple(differences), tuple(found.extra), affected)
+
+
+def _by_split(found: Found) -> dict[str, list[Example]]:
+    by_split, seen = {name: [] for name in SPLITS}, {}
+    for example in found.examples:
+        if example.track_id in seen:
+            before = seen[example.track_id]
+            raise ValueError(f"Track '{example.track_id}' is in '{before}' and again in '{example.split}'.")
+        seen[example.track_id] = example.split
+        by_split[example.split].append(example)
+    empty = [name for name, chosen in by_split.items() if not chosen]
+    if empty:
+        raise ValueError(f"The data has no track in the split '{empty[0]}'; probing needs {', '.join(SPLITS)}.")
+    return by_split
 
 
 def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, float], dict[Path, str | None]]:
@@ -139,47 +150,64 @@ def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, float], dict[Path, s
 def _refuse(faults: Mapping[Path, str | None], num_files: int) -> None:
     missing = [path for path, reason in faults.items() if reason is None]
     unreadable = [f"{path} ({reason.rstrip('.')})" for path, reason in faults.items() if reason is not None]
-    sentences = []
-    if missing:
-        sentences.append(f"{len(missing)} of {num_files} audio files are missing: {name_some(missing)}.")
-    if unreadable:
-        sentences.append(f"{len(unreadable)} of {num_files} audio files cannot be read: {name_some(unreadable)}.")
+    sentences = [
+        f"{len(files)} of {num_files} audio files {what}: {name_some(files)}."
+        for what, files in (("are missing", missing), ("cannot be read", unreadable))
+        if files
+    ]
     if sentences:
         sentences.append("Complete the folder first, or allow missing files: the scores are then not comparable.")
         raise (FileNotFoundError if missing else ValueError)(" ".join(sentences))
 
 
-def _left_out(name: str, split: Split, faults: Mapping[Path, str | None]) -> dict[str, tuple[str, ...]]:
+def _left_out(name: str, chosen: Sequence[Example], faults: Mapping[Path, str | None]) -> dict[str, list[str]]:
     """One sentence for the missing and one for the unreadable tracks of a split, each with all of them."""
-    pairs = [(track, faults[path]) for track, path in zip(split.track_ids, split.paths, strict=True) if path in faults]
-    sentences = {}
+    sentences, bad = {}, [one for one in chosen if one.path in faults]
     for word, tracks in (
-        ("missing", tuple(track for track, reason in pairs if reason is None)),
-        ("unreadable", tuple(track for track, reason in pairs if reason is not None)),
+        ("missing", [one.track_id for one in bad if faults[one.path] is None]),
+        ("unreadable", [one.track_id for one in bad if faults[one.path] is not None]),
     ):
         if tracks:
-            count = f"{len(tracks)} of {len(split.paths)} tracks"
+            count = f"{len(tracks)} of {len(chosen)} tracks"
             sentences[f"{name}: the audio of {count} is {word}, left out: {name_some(tracks)}."] = tracks
     return sentences
 
 
-def _with_clips(split: Split, task: Task, seconds: Mapping[Path, float]) -> Split:
+def _num_clips(task: Task, seconds: Sequence[float]) -> tuple[int, ...]:
     if task.clip_seconds is None:
-        return split
-    whole = (int((seconds[path] + CLIP_TOLERANCE_SECONDS) // task.clip_seconds) for path in split.paths)
-    return replace(split, num_clips=tuple(max(1, count) for count in whole))
+        return ()
+    return tuple(max(1, int((length + CLIP_TOLERANCE_SECONDS) // task.clip_seconds)) for length in seconds)
 
 
 def _count_differences(task: Task, splits: Mapping[str, Split]) -> dict[str, tuple[str, ...]]:
+    tracks = [len(splits[name].track_ids) for name in SPLITS]
+    clips = [sum(splits[name].num_clips) for name in SPLITS]
+    return {
+        f"{name}: {number} {what}, the benchmark has {count}.": ()
+        for what, counts, numbers in (
+            ("tracks", task.counts, tracks),
+            (f"clips of {task.clip_seconds or 0:g} s", task.clip_counts, clips),
+        )
+        for name, count, number in zip(SPLITS, counts, numbers, strict=False)
+        if number != count
+    }
+
+
+def _label_differences(task: Task, targets: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """Labels that are not as frequent as in the benchmark, in splits that have its size."""
     differences = {}
-    for name, count in zip(SPLITS, task.counts, strict=False):
-        found = len(splits[name].track_ids)
-        if found != count:
-            differences[f"{name}: {found} tracks, the benchmark has {count}."] = ()
-    for name, count in zip(SPLITS, task.clip_counts, strict=False):
-        found = sum(splits[name].num_clips)
-        if found != count:
-            differences[f"{name}: {found} clips of {task.clip_seconds:g} s, the benchmark has {count}."] = ()
+    for name, counts, size in zip(SPLITS, zip(*task.label_counts.values(), strict=True), task.counts, strict=False):
+        labels = targets[name]
+        if len(labels) != size:
+            continue
+        found = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(counts))
+        wrong = [
+            f"{label} {int(number)} instead of {count}"
+            for label, number, count in zip(task.label_counts, found, counts, strict=True)
+            if number != count
+        ]
+        if wrong:
+            differences[f"{name}: labels are not as frequent as in the benchmark: {name_some(wrong)}."] = wrong
     return differences
 
 

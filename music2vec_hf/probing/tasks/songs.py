@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from music2vec_hf.audio.labels import name_some
-from music2vec_hf.probing.tasks.declarations import Example, Task, TaskData, make_data, split_differences
-from music2vec_hf.probing.tasks.tables import find_one, index_audio, read_table
+from music2vec_hf.probing.tables import find_one, index_audio, list_path, read_table
+from music2vec_hf.probing.tasks.declarations import Example, Found, Task
 
 FLATS = {"C#": "Db", "D#": "Eb", "F#": "Gb", "G#": "Ab", "A#": "Bb"}
 CONFIDENT = "2"
@@ -22,6 +22,33 @@ SET_COLUMN = "Mediaeval 2013 set"
 MEAN_COLUMNS = ("mean_arousal", "mean_valence")
 # Of emoMusic's 619 development songs: mean and population standard deviation of arousal and of valence.
 EMOMUSIC_STATISTICS = ((4.756063, 4.973865), (1.386010, 1.254618))
+
+
+def split_differences(split_of: Mapping[str, str], list_name: str) -> dict[str, list[str]]:
+    """Sentences on tracks that a split rule, run on this copy's metadata, does not put where the published list does.
+
+    Args:
+        split_of (`Mapping[str, str]`): track to split, by the rule.
+        list_name (`str`): of the published list in `lists/`.
+
+    Returns:
+        `dict[str, list[str]]`: sentence to tracks.
+    """
+    published = benchmark_split(list_name)
+    groups = {
+        "in another split than in the benchmark": [
+            track for track, split in split_of.items() if published.get(track, split) != split
+        ],
+        "not in the benchmark": [track for track in split_of if track not in published],
+        "in the benchmark but not in these annotations": [track for track in published if track not in split_of],
+    }
+    return {f"tracks {what}: {name_some(tracks)}.": tracks for what, tracks in groups.items() if tracks}
+
+
+def benchmark_split(list_name: str) -> dict[str, str]:
+    """Track id to split, as published, of a list such as `emomusic_split.tsv`."""
+    rows = read_table(list_path(list_name), "\t", ("track_id", "split"))
+    return {row["track_id"]: row["split"] for row in rows}
 
 
 def split_by_artists(artists: Mapping[str, str]) -> dict[str, str]:
@@ -55,7 +82,7 @@ def flat_key(text: str) -> str:
     return f"{FLATS.get(tonic, tonic)} {mode}"
 
 
-def read_giantsteps(task: Task, folder: Path) -> TaskData:
+def read_giantsteps(task: Task, folder: Path) -> Found:
     """Read GiantSteps key: 24 keys of electronic dance music, two repositories in one folder.
 
     Official layout: the repositories giantsteps-key-dataset (test) and giantsteps-mtg-key-dataset (train and
@@ -98,7 +125,7 @@ def read_giantsteps(task: Task, folder: Path) -> TaskData:
             f"is not the benchmark's: {name_some(renamed)}."
         )
         differences[sentence] = renamed
-    return make_data(task, examples, folder, differences, others)
+    return Found(task, examples, folder, differences, others)
 
 
 def _test_keys(folder: Path, train_repository: Path, task: Task) -> dict[str, str]:
@@ -146,7 +173,7 @@ def split_by_artist(artist: str) -> str:
     return "train" if int(hashlib.sha1(name.encode()).hexdigest(), 16) % 10 < 8 else "validation"
 
 
-def read_emomusic(task: Task, folder: Path) -> TaskData:
+def read_emomusic(task: Task, folder: Path) -> Found:
     """Read emoMusic (1000 songs for emotion): arousal and valence of 744 clips of 45 s, on the scale of 1 to 9.
 
     Official layout: `songs_info.csv` and `static_annotations.csv`, beside `clips_45seconds/<song_id>.mp3` or in
@@ -172,14 +199,8 @@ def read_emomusic(task: Task, folder: Path) -> TaskData:
         split = "test" if row[SET_COLUMN] == "evaluation" else split_by_artist(row["Artist"])
         path = found.pop(song, folder / "clips_45seconds" / f"{song}.mp3")
         examples.append(Example(split, song, path, [static[song][column] for column in MEAN_COLUMNS]))
-    data = make_data(
-        task,
-        examples,
-        static_file,
-        split_differences({example.track_id: example.split for example in examples}, "emomusic_split.tsv"),
-        others + [path.relative_to(folder).as_posix() for path in found.values()],
-    )
-    values = np.array([[float(value) for value in example.label] for example in examples if example.split != "test"])
+    differences = split_differences({one.track_id: one.split for one in examples}, "emomusic_split.tsv")
+    values = np.array([[float(value) for value in one.label] for one in examples if one.split != "test"])
     statistics = values.mean(axis=0), values.std(axis=0)
     if not np.allclose(statistics, EMOMUSIC_STATISTICS, atol=2e-6):
         pairs = [", ".join(f"{value:.6f}" for value in pair) for pair in (*statistics, *EMOMUSIC_STATISTICS)]
@@ -187,8 +208,10 @@ def read_emomusic(task: Task, folder: Path) -> TaskData:
             f"mean and standard deviation of the development songs are {pairs[0]} and {pairs[1]} (arousal, valence), "
             f"the benchmark's are {pairs[2]} and {pairs[3]}."
         )
-        data = replace(data, differences=(*data.differences, sentence))
-    return replace(data, task=replace(task, target_statistics=tuple(tuple(row.tolist()) for row in statistics)))
+        differences[sentence] = []
+    task = replace(task, target_statistics=tuple(tuple(row.tolist()) for row in statistics))
+    extra = others + [path.relative_to(folder).as_posix() for path in found.values()]
+    return Found(task, examples, static_file, differences, extra)
 
 
 def _songs_table(folder: Path, name: str, columns: tuple[str, ...], task: Task) -> tuple[Path, dict[str, dict]]:

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Task, TaskData, make_data
-from music2vec_hf.probing.tasks.tables import find_one, index_audio, read_table
+from music2vec_hf.probing.tables import find_one, index_audio, read_table
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task
 
 FILTERED = "magnatagatune-filtered"
 SPLIT_OF_FOLDER = dict.fromkeys("0123456789ab", "train") | {"c": "validation"} | dict.fromkeys("def", "test")
@@ -16,7 +16,7 @@ JAMENDO_COLUMNS = ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAG
 _JAMENDO_PATH = re.compile(r"(?:.*/)?(\d\d/\d+)(?:\.low)?\.\w+")
 
 
-def read_magnatagatune(task: Task, folder: Path) -> TaskData:
+def read_magnatagatune(task: Task, folder: Path) -> Found:
     """Read MagnaTagATune: the 50 most frequent tags, split by folder.
 
     Official layout: `annotations_final.csv` (tab separated, 190 columns) beside the hexadecimal folders `0` to `f`, or
@@ -43,7 +43,7 @@ def read_magnatagatune(task: Task, folder: Path) -> TaskData:
         tags = [label for label in task.labels if row[label] == "1"]
         if clip not in UNREADABLE and (tags or task.name != FILTERED):
             examples.append(Example(SPLIT_OF_FOLDER[name[0]], clip, path, tags))
-    return make_data(task, examples, table, extra=[*others, *map(str, found.values())])
+    return Found(task, examples, table, extra=[*others, *map(str, found.values())])
 
 
 def _audio_folder(folder: Path) -> Path:
@@ -57,7 +57,7 @@ def _audio_folder(folder: Path) -> Path:
     )
 
 
-def read_jamendo(task: Task, folder: Path) -> TaskData:
+def read_jamendo(task: Task, folder: Path) -> Found:
     """Read one subset of MTG-Jamendo, split 0, from a folder that holds the repository's `data/` and the audio.
 
     Official layout: `data/splits/split-0/autotagging_<subset>-<split>.tsv` (CR LF, one field per tag at the end of a
@@ -92,7 +92,7 @@ def read_jamendo(task: Task, folder: Path) -> TaskData:
         for track, _, _, path, _, *tags in rows:
             audio = found.get(_jamendo_key(Path(path)), folder / "audio" / path)
             examples.append(Example(split, track, audio, tags))
-    return make_data(task, examples, folder, extra=others)
+    return Found(task, examples, folder, extra=others)
 
 
 def _jamendo_key(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What the readers share: files of a data set, tables read by column name, audio found by id."""
+"""Files of a data set or of the package: tables read by column name, audio found by id."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from music2vec_hf.audio.reading import find_audio_files
 
 
 def list_path(name: str) -> Path:
-    """A file of `lists/`, which ships with the package."""
-    return Path(str(files(__package__).joinpath("lists", name)))
+    """A file of `tasks/lists/`, which ships with the package."""
+    return Path(str(files(__package__).joinpath("tasks", "lists", name)))
 
 
 def find_one(folder: Path, pattern: str, what: str, source: str) -> Path:
