@@ -60,32 +60,23 @@ class PrepareSettings:
     file_timeout: float = 600.0
 
     def __post_init__(self):
-        if (
-            self.clip_seconds <= 0
-            or not 0 < self.min_seconds <= self.clip_seconds
-            or self.num_proc < 1
-            or self.shard_megabytes <= 0
-        ):
+        if not (0 < self.min_seconds <= self.clip_seconds and self.num_proc >= 1 and self.shard_megabytes > 0):
+            names = ("min_seconds", "clip_seconds", "num_proc", "shard_megabytes")
             raise ValueError(
                 "`prepare_corpus` needs 0 < min_seconds <= clip_seconds, num_proc >= 1 and shard_megabytes > 0, got "
-                f"min_seconds {self.min_seconds}, clip_seconds {self.clip_seconds}, num_proc {self.num_proc}, "
-                f"shard_megabytes {self.shard_megabytes}."
+                f"{', '.join(f'{name} {getattr(self, name)}' for name in names)}."
             )
-        if self.hours is not None and not (self.hours > 0 and math.isfinite(self.hours)):
+        if self.hours is not None and not 0 < self.hours < math.inf:
             raise ValueError(f"`hours` is {self.hours}; give a number above 0, or leave it out to take all tracks.")
         if self.hours is None and self.seed is not None:
-            raise ValueError(
-                f"`seed` is {self.seed} but `hours` is not given; it chooses the tracks of a sample of `hours`."
-            )
-        if not (self.file_timeout >= 0 and math.isfinite(self.file_timeout)):
+            raise ValueError(f"`seed` is {self.seed} but `hours` is not given, of which it chooses the tracks.")
+        if not 0 <= self.file_timeout < math.inf:
             raise ValueError(f"`file_timeout` is {self.file_timeout}; give a number of seconds, or 0 for no limit.")
         for name, known in (("engine", ENGINES), ("store", STORES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"There is no {name} '{getattr(self, name)}'; use one of {', '.join(known)}.")
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
-            raise ValueError(
-                f"`shard` is {self.shard[0]}/{self.shard[1]}; i counts from 0 to n - 1, as in 0/4, 1/4, 2/4, 3/4."
-            )
+            raise ValueError(f"`shard` is {self.shard[0]}/{self.shard[1]}; i counts from 0 to n - 1, as in 0/2, 1/2.")
 
 
 def prepare_corpus(
@@ -129,13 +120,10 @@ def prepare_corpus(
     chosen = PrepareSettings(clip_seconds, min_seconds, num_proc, **settings)
     out = Path(out)
     listing, plan = _list(source, vars(chosen), progress)
-    finished = read_finished(out, plan)
+    finished = _read_finished(out, plan)
     if finished is not None:
         return finished
     with _only_run(out, chosen.shard):
-        finished = read_finished(out, plan)  # by a run that has ended meanwhile
-        if finished is not None:
-            return finished
         _begin(out, source, plan, chosen.shard)
         shards = cut_shards(out / UNFINISHED[0], listing, plan, chosen.file_timeout)
         index, count = chosen.shard or (0, 1)
@@ -175,7 +163,7 @@ def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
     out = Path(out)
     if not out.is_dir():
         raise ValueError(f"{out} is not a folder; give the one that `music2vec prepare SOURCE OUT --shard i/n` wrote.")
-    finished = read_finished(out, {})
+    finished = _read_finished(out, {})
     if finished is not None:
         return finished
     begun = _read_begun(out)
@@ -232,7 +220,7 @@ def _list(source: str | os.PathLike, settings: dict, progress: bool) -> tuple[Li
 # ---- OUT: what it holds, and who writes into it ----
 
 
-def read_finished(out: Path, plan: dict) -> dict | None:
+def _read_finished(out: Path, plan: dict) -> dict | None:
     """The summary of a finished corpus in `out`, or None; ValueError if it was made with another plan."""
     corpus_json = out / "corpus.json"
     if not corpus_json.is_file():
@@ -302,37 +290,27 @@ def _only_run(out: Path, shard: tuple[int, int] | None = None) -> Iterator[None]
         yield
 
 
-# ---- progress ----
-
-
 BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}<{remaining}{postfix}]"
 
 
 def _write_missing(shards: list[Shard], settings: PrepareSettings, progress: bool) -> None:
     """Write the shards that are not there yet, and show how many hours of audio they are."""
-    num_tracks = sum(len(shard.tracks) for shard in shards)
-    all_bytes = sum(track.num_bytes for shard in shards for track in shard.tracks)
-    number = rejects = done_bytes = 0
+    missing = [shard for shard in shards if not shard.is_whole]
+    tracks = [track for shard in missing for track in shard.tracks]
+    all_bytes, done_bytes, number, rejects = sum(track.num_bytes for track in tracks), 0, 0, 0
     with tqdm(disable=not progress, total=0.0, bar_format=BAR) as bar:
 
         def report(track: Track, result: dict) -> None:
-            nonlocal number, rejects, done_bytes
-            number, rejects = number + 1, rejects + len(result["rejects"])
-            done_bytes += track.num_bytes
-            bar.set_postfix_str(f"{number}/{num_tracks} files, {rejects} rejects", refresh=False)
+            nonlocal done_bytes, number, rejects
+            done_bytes, number = done_bytes + track.num_bytes, number + 1
+            rejects += len(result["rejects"])
+            bar.set_postfix_str(f"{number}/{len(tracks)} files, {rejects} rejects", refresh=False)
             hours = result["decoded_seconds"] / 3600
             # How many hours the rest holds is known only from its bytes.
             bar.total = (bar.n + hours) * all_bytes / done_bytes if done_bytes else 0.0
             bar.update(hours)
 
-        missing = []
-        for shard in shards:
-            if not shard.is_whole:
-                missing.append(shard)
-                continue
-            for track, result in zip(shard.tracks, shard.results, strict=True):
-                report(track, result)
         ENGINES[settings.engine](missing, settings.num_proc, report)
 
 
-__all__ = ["PrepareSettings", "merge_corpus", "parse_shard", "prepare_corpus", "read_finished"]
+__all__ = ["PrepareSettings", "merge_corpus", "parse_shard", "prepare_corpus"]

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData, HfApi
 
+from music2vec_hf import __version__
 from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.files import write_text, written_aside
@@ -49,9 +50,19 @@ def publish(source: str | os.PathLike, out: Path, plan: dict, listing: Listing, 
     """
     work, found = shards[0].path.parent, [shard.results for shard in shards]
     results = drop_duplicates(listing.tracks, [result for shard in found for result in shard])
+    rejects = [
+        (track.source, kind, reason)
+        for track, result in zip(listing.tracks, results, strict=True)
+        for kind, reason in result["rejects"]
+    ]
     if not any(result["clips"] for result in results):
         shutil.rmtree(work)
-        _refuse_empty(source, listing, results)
+        ((kind, count),) = Counter(kind for _, kind, _ in rejects).most_common(1)
+        example = next(f"{name}: {reason}" for name, found, reason in rejects if found == kind)
+        raise ValueError(
+            f"None of the {len(results)} audio files of {source} can be used; the commonest reason is {kind!r} "
+            f"({count} times), for example {example}"
+        )
     (out / "data").mkdir(exist_ok=True)
     by_split: dict[str, list[tuple[Shard, list[dict], list[dict]]]] = {}
     rest = iter(results)
@@ -60,13 +71,15 @@ def publish(source: str | os.PathLike, out: Path, plan: dict, listing: Listing, 
         if any(result["clips"] for result in after):
             by_split.setdefault(shard.tracks[0].split, []).append((shard, before, after))
     for split, filled in by_split.items():
-        for number, (shard, before, after) in enumerate(filled):
-            _move(shard, before, after, out / "data" / f"{split}-{number:05d}-of-{len(filled):05d}.parquet")
+        for number, moved in enumerate(filled):
+            _move(*moved, out / "data" / f"{split}-{number:05d}-of-{len(filled):05d}.parquet")
+    rows = [*listing.rejects, *((name, reason) for name, _, reason in rejects)]
+    kinds = Counter([*(reason.split(":")[0] for _, reason in listing.rejects), *(kind for _, kind, _ in rejects)])
     summary = _summarise(plan, listing, results, {split: len(filled) for split, filled in by_split.items()})
-    card = _card(summary, Features.from_arrow_schema(shards[0].schema), out / "data", listing, results)
+    summary["rejects"] = dict(sorted(kinds.items()))
     texts = {
-        "rejects.csv": _rejects_csv(listing, results),
-        "README.md": card,
+        "rejects.csv": _csv([("path", "reason"), *rows]),
+        "README.md": _card(summary, Features.from_arrow_schema(shards[0].schema), out / "data", listing, results),
         "corpus.json": json.dumps(summary, indent=2) + "\n",
     }
     for name, text in texts.items():
@@ -117,68 +130,48 @@ def _move(shard: Shard, before: list[dict], after: list[dict], target: Path) -> 
     shard.path.unlink()
 
 
-def _refuse_empty(source: str | os.PathLike, listing: Listing, results: list[dict]) -> None:
-    reasons = Counter(kind for result in results for kind, _ in result["rejects"])
-    kind, count = reasons.most_common(1)[0]
-    example = next(
-        f"{track.source}: {reason}"
-        for track, result in zip(listing.tracks, results, strict=True)
-        for found, reason in result["rejects"]
-        if found == kind
-    )
-    raise ValueError(
-        f"None of the {len(results)} audio files of {source} can be used; the commonest reason is {kind!r} "
-        f"({count} times), for example {example}"
-    )
-
-
-def _rejects_csv(listing: Listing, results: list[dict]) -> str:
+def _csv(rows: Iterable[tuple[str, str]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    writer.writerows(listing.rejects)
-    for track, result in zip(listing.tracks, results, strict=True):
-        writer.writerows((track.source, reason) for _, reason in result["rejects"])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
 def _summarise(plan: dict, listing: Listing, results: list[dict], num_shards: dict[str, int]) -> dict:
-    splits: dict[str, dict] = {}
+    """The content of `corpus.json`, but for the numbers of rejects."""
+    by_split: dict[str, list[dict]] = {}
     for track, result in zip(listing.tracks, results, strict=True):
         if result["clips"]:
-            split = splits.setdefault(track.split, {"hours": 0.0, "clips": 0, "tracks": 0, "shards": 0})
-            split["hours"] += result["seconds"] / 3600
-            split["clips"] += result["clips"]
-            split["tracks"] += 1
-    for name, split in splits.items():
-        split["shards"] = num_shards[name]
-        split["hours"] = round(split["hours"], 6)
-    kinds = Counter(reason.split(":")[0] for _, reason in listing.rejects)
-    kinds.update(kind for result in results for kind, _ in result["rejects"])
+            by_split.setdefault(track.split, []).append(result)
+
+    def hours(of: Iterable[dict], what: str = "seconds") -> float:
+        return round(sum(result[what] for result in of) / 3600, 6)
+
+    splits = {
+        name: {
+            "hours": hours(kept),
+            "clips": sum(result["clips"] for result in kept),
+            "tracks": len(kept),
+            "shards": num_shards[name],
+        }
+        for name, kept in by_split.items()
+    }
     return {
-        "hours": round(sum(result["seconds"] for result in results) / 3600, 6),
+        "hours": hours(results),
         "clips": sum(split["clips"] for split in splits.values()),
         "tracks": sum(split["tracks"] for split in splits.values()),
         "sampling_rate": SAMPLING_RATE,
         "splits": splits,
         "rejected_files": len(listing.rejects) + sum(result["rejected_file"] for result in results),
-        "rejects": dict(sorted(kinds.items())),
-        "remainder_hours": round(sum(result["remainder_seconds"] for result in results) / 3600, 6),
+        "rejects": {},
+        "remainder_hours": hours(results, "remainder_seconds"),
         **({} if listing.not_sampled is None else {"not_sampled": listing.not_sampled}),
         "settings": plan,
         "versions": {
-            "music2vec_hf": _version("music2vec_hf"),
+            "music2vec_hf": __version__,
             "libsndfile": soundfile.__libsndfile_version__,
-            **{name: _version(name) for name in ("soundfile", "torch", "torchaudio", "pyarrow", "datasets")},
+            **{name: version(name) for name in ("soundfile", "torch", "torchaudio", "pyarrow", "datasets")},
         },
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _card(summary: dict, features: Features, data: Path, listing: Listing, results: list[dict]) -> str:
@@ -192,10 +185,7 @@ def _card(summary: dict, features: Features, data: Path, listing: Listing, resul
         digest.update(f"{track.track_id} {result['clips']} {result.get('sha256')}".encode())
     num_bytes = {name: sum(path.stat().st_size for path in data.glob(f"{name}-*")) for name in summary["splits"]}
     splits = SplitDict(
-        {
-            name: SplitInfo(name, num_bytes=num_bytes[name], num_examples=split["clips"])
-            for name, split in summary["splits"].items()
-        }
+        {name: SplitInfo(name, num_bytes[name], split["clips"]) for name, split in summary["splits"].items()}
     )
     size = sum(num_bytes.values())
     files = [{"split": name, "path": f"data/{name}-*"} for name in summary["splits"]]

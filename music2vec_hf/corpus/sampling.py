@@ -10,8 +10,6 @@ from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.reading import AudioReader
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 
-ARTIST_COLUMN = "artist_id"
-
 # No music is stored in fewer bits a second: a header that states more seconds than that states nothing.
 MIN_BIT_RATE = 500.0
 
@@ -38,7 +36,7 @@ def sample_tracks(listing: Listing, hours: float, seed: int, progress: bool = Tr
     """
     groups: dict[str, list[int]] = {}
     for index, track in enumerate(listing.tracks):
-        artist = track.metadata.get(ARTIST_COLUMN)
+        artist = track.metadata.get("artist_id")
         group = f"track {track.track_id}" if artist is None or artist == "" else f"artist {artist}"
         groups.setdefault(group, []).append(index)
     chosen: list[int] = []

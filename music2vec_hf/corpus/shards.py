@@ -27,7 +27,7 @@ from music2vec_hf.audio.containers import PackedFile
 from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.files import write_json, written_aside
-from music2vec_hf.corpus.clips import ClipJob, prepare_track, rejection, write_tables
+from music2vec_hf.corpus.clips import CLIP_SCHEMA, ClipJob, prepare_track, rejection, write_tables
 
 # A file may take `file_timeout` seconds, and one more for so many of its bytes.
 BYTES_A_SECOND = 50_000
@@ -141,21 +141,12 @@ def cut_shards(folder: Path, listing: Listing, plan: dict, file_timeout: float =
 
 def corpus_features(listing: Listing) -> Features:
     """The columns of a corpus; `Audio(decode=False)` so that loading needs no decoder of `datasets`."""
-    features = Features(
-        {
-            "audio": Audio(sampling_rate=SAMPLING_RATE, decode=False),
-            "track_id": Value("string"),
-            "source": Value("string"),
-            "clip_start": Value("float64"),
-            "duration": Value("float64"),
-            "clip_mean": Value("float64"),
-            "clip_std": Value("float64"),
-            "source_sampling_rate": Value("int64"),
-            "source_channels": Value("int64"),
-            "source_format": Value("string"),
-        }
-    )
-    return Features({**features, **Features.from_arrow_schema(pa.schema(listing.metadata_types))})
+    first = {
+        "audio": Audio(sampling_rate=SAMPLING_RATE, decode=False),
+        **dict.fromkeys(("track_id", "source"), Value("string")),
+    }
+    schema = pa.unify_schemas([CLIP_SCHEMA, pa.schema(listing.metadata_types)])
+    return Features({**first, **Features.from_arrow_schema(schema), **first})
 
 
 def _absolute(path):
