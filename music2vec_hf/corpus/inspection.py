@@ -1,11 +1,10 @@
 """Looking at a corpus before training on it: what it holds, counted from the columns beside the audio."""
 
 import csv
-import json
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,6 +17,7 @@ from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.audio.listing import choose_splits, find_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.hub import download_files, download_if_there
+from music2vec_hf.common.results import read_json
 from music2vec_hf.corpus.loading import STATISTICS
 
 # A value of one of these belongs to one split only, or what is tested was seen in training.
@@ -28,7 +28,6 @@ SOURCE_COLUMNS = {
     "channels of the sources": "source_channels",
     "formats of the sources": "source_format",
 }
-
 # What every corpus has.
 NEEDED_COLUMNS = tuple(name for name in CORPUS_COLUMNS if name not in SOURCE_COLUMNS.values())
 
@@ -36,7 +35,7 @@ RMS_FLOOR = 1e-6  # -120 dBFS
 OFFSET = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inspection:
     """What the columns of a corpus say.
 
@@ -44,87 +43,33 @@ class Inspection:
         corpus (`Path`): its folder, or its Hub id.
         summary (`dict`): the content of corpus.json; empty if there is none.
         files (`dict[str, list[str]]`): shards by split.
+        reject_examples (`dict[str, tuple[str, str]]`): kind -> first path and reason in rejects.csv.
         splits (`dict[str, dict]`): `hours`, `clips`, `tracks` of each split, counted in the shards.
         durations, means, levels (`np.ndarray`): of every clip: seconds, mean of the samples, RMS in dBFS.
         counts (`dict[str, Counter]`): clips by value of a column of rates or formats, and by `suffix` of the source.
         metadata (`dict[str, tuple[str, int]]`): further columns: type, and clips that have a value.
-        leaks (`dict[str, dict[str, list[str]]]`): column of ids -> value -> the several splits that hold it.
-        reject_examples (`dict[str, tuple[str, str]]`): kind -> first path and reason in rejects.csv.
+        found_in (`dict[str, dict[str, list[str]]]`): column of ids -> value -> the splits that hold it.
     """
 
     corpus: Path
     summary: dict
     files: dict[str, list[str]]
-    splits: dict[str, dict]
-    durations: np.ndarray
-    means: np.ndarray
-    levels: np.ndarray
-    counts: dict[str, Counter]
-    metadata: dict[str, tuple[str, int]]
-    leaks: dict[str, dict[str, list[str]]]
     reject_examples: dict[str, tuple[str, str]]
+    splits: dict[str, dict] = field(default_factory=dict)
+    durations: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    means: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    levels: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts: dict[str, Counter] = field(default_factory=dict)
+    metadata: dict[str, tuple[str, int]] = field(default_factory=dict)
+    found_in: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
-
-class _Columns:
-    """Adds up the columns of the shards, a batch at a time."""
-
-    def __init__(self):
-        self.statistics: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
-        self.ids: dict[str, dict[str, pa.Array]] = {}
-        self.counts: dict[str, Counter] = {}
-        self.metadata: dict[str, tuple[str, int]] = {}
-        self.splits: dict[str, dict] = {}
-
-    def add_shard(self, split: str, path: str) -> None:
-        """Read all columns of a shard but the audio."""
-        seen: dict[str, list[pa.Array]] = {}
-        totals = self.splits.setdefault(split, {"hours": 0.0, "clips": 0, "tracks": 0})
-        with open_shard(path) as shard:
-            missing = [name for name in NEEDED_COLUMNS if name not in shard.schema_arrow.names]
-            if missing:
-                raise ValueError(
-                    f"{path} has no column {', '.join(missing)}, thus is no shard of a prepared corpus; run "
-                    "`music2vec prepare SOURCE OUT` and inspect OUT."
-                )
-            names = [name for name in shard.schema_arrow.names if name != "audio"]
-            for batch in shard.iter_batches(columns=names):
-                totals["clips"] += len(batch)
-                for name in names:
-                    self._add(name, batch[name], seen)
-                totals["hours"] += np.nansum(self.statistics["duration"][-1]) / 3600
-        for name, parts in seen.items():
-            by_split = self.ids.setdefault(name, {})
-            before = [by_split[split]] if split in by_split else []
-            by_split[split] = pc.unique(pa.chunked_array([*before, *parts]))
-        totals["tracks"] = len(self.ids.get("track_id", {}).get(split, ()))
-
-    def _add(self, name: str, values: pa.Array, seen: dict[str, list[pa.Array]]) -> None:
-        if name in STATISTICS:
-            self.statistics[name].append(values.to_numpy(zero_copy_only=False).astype(np.float64))
-        if name in ID_COLUMNS:
-            flat = values.flatten() if pa.types.is_list(values.type) else values
-            ids = pc.unique(flat.drop_null()).cast(pa.string())
-            seen.setdefault(name, []).append(ids.filter(pc.not_equal(ids, "")))
-        if name in SOURCE_COLUMNS.values():
-            self.counts.setdefault(name, Counter()).update(map(str, values.drop_null().to_pylist()))
-        if name == "source":
-            suffixes = [PurePosixPath(source).suffix.lower() for source in values.drop_null().to_pylist()]
-            self.counts.setdefault("suffix", Counter()).update(suffixes)
-        if name not in CORPUS_COLUMNS:
-            _, filled = self.metadata.get(name, ("", 0))
-            self.metadata[name] = (str(values.type), filled + len(values) - values.null_count)
-
+    @property
     def leaks(self) -> dict[str, dict[str, list[str]]]:
-        """For each column of ids that is there: the values that lie in several splits."""
-        found: dict[str, dict[str, list[str]]] = {}
-        for name, by_split in self.ids.items():
-            counted = pc.value_counts(pa.chunked_array(list(by_split.values())))
-            several = counted.field("values").filter(pc.greater(counted.field("counts"), 1)).sort()
-            found[name] = {value: [] for value in several.to_pylist()}
-            for split, values in by_split.items():
-                for value in several.filter(pc.is_in(several, value_set=values)).to_pylist():
-                    found[name][value].append(split)
-        return found
+        """Of `found_in`, the values that lie in several splits."""
+        return {
+            name: {value: splits for value, splits in sorted(values.items()) if len(splits) > 1}
+            for name, values in self.found_in.items()
+        }
 
 
 def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspection:
@@ -138,57 +83,81 @@ def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspecti
     Raises:
         ValueError: if it is no finished corpus of ours, or a file of it is damaged or holds no clips.
     """
-    files, summary, rejects = _open_corpus(corpus)
-    columns = _Columns()
-    shards = [(split, path) for split, paths in files.items() for path in paths]
+    inspection = _open_corpus(corpus)
+    statistics: dict[str, list[np.ndarray]] = {name: [] for name in STATISTICS}
+    shards = [(split, path) for split, paths in inspection.files.items() for path in paths]
     for split, path in tqdm(shards, desc="reading columns", unit="shard", disable=not progress):
-        columns.add_shard(split, path)
-    durations, means, stds = (np.concatenate(columns.statistics[name] or [[]]) for name in STATISTICS)
-    if not len(durations):
+        table = _read_columns(path)
+        for name, parts in statistics.items():
+            parts.append(table[name].to_numpy().astype(np.float64))
+        totals = inspection.splits.setdefault(split, {"hours": 0.0, "clips": 0, "tracks": 0})
+        totals["hours"] += np.nansum(statistics["duration"][-1]) / 3600
+        totals["clips"] += len(table)
+        _count(inspection, split, table)
+    for split in (split for splits in inspection.found_in.get("track_id", {}).values() for split in splits):
+        inspection.splits[split]["tracks"] += 1
+    inspection.durations, inspection.means, stds = (np.concatenate(parts or [[]]) for parts in statistics.values())
+    if not len(inspection.durations):
         raise ValueError(f"{corpus} holds no clips; remove it and prepare it anew.")
-    return Inspection(
-        corpus=Path(corpus),
-        summary=summary,
-        files=files,
-        splits=columns.splits,
-        durations=durations,
-        means=means,
-        levels=20 * np.log10(np.maximum(np.hypot(means, stds), RMS_FLOOR)),
-        counts=columns.counts,
-        metadata=columns.metadata,
-        leaks=columns.leaks(),
-        reject_examples=_first_rejects(rejects),
-    )
+    inspection.levels = 20 * np.log10(np.maximum(np.hypot(inspection.means, stds), RMS_FLOOR))
+    return inspection
 
 
-def _open_corpus(corpus: str | os.PathLike) -> tuple[dict[str, list[str]], dict, Path]:
-    """The shards by split, the content of corpus.json, and where rejects.csv would be."""
-    beside = Path(corpus)
-    summary = _read_summary(beside / "corpus.json")
+def _count(inspection: Inspection, split: str, table: pa.Table) -> None:
+    for name in table.column_names:
+        values = table[name].drop_null()
+        if name in ID_COLUMNS:
+            values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
+            found = inspection.found_in.setdefault(name, {})
+            for value in pc.unique(values.drop_null().cast(pa.string())).to_pylist():
+                if value != "" and split not in found.setdefault(value, []):
+                    found[value].append(split)
+        if name in SOURCE_COLUMNS.values():
+            inspection.counts.setdefault(name, Counter()).update(map(str, values.to_pylist()))
+        if name == "source":
+            suffixes = [PurePosixPath(source).suffix.lower() for source in values.to_pylist()]
+            inspection.counts.setdefault("suffix", Counter()).update(suffixes)
+        if name not in CORPUS_COLUMNS:
+            filled = inspection.metadata.get(name, ("", 0))[1] + len(table) - table[name].null_count
+            inspection.metadata[name] = (str(table[name].type), filled)
+
+
+def _read_columns(path: str) -> pa.Table:
+    """All columns of a shard but the audio."""
+    with open_shard(path) as shard:
+        names = shard.schema_arrow.names
+        missing = [name for name in NEEDED_COLUMNS if name not in names]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {', '.join(missing)}, thus is no shard of a prepared corpus; run "
+                "`music2vec prepare SOURCE OUT` and inspect OUT."
+            )
+        return shard.read([name for name in names if name != "audio"])
+
+
+def _open_corpus(corpus: str | os.PathLike) -> Inspection:
+    """The shards by split, what corpus.json says, and examples from rejects.csv; the shards are not read."""
+    corpus = Path(corpus)
+    summary = read_json(corpus / "corpus.json", "copy the corpus again") if (corpus / "corpus.json").is_file() else {}
     found = find_files(corpus)
     if found.kind != "parquet":
         raise ValueError(
             f"{corpus} is not a prepared corpus (it holds no shards but audio files or archives), and only those can "
             "be inspected; run `music2vec prepare SOURCE OUT` and inspect OUT."
         )
-    files = {split: found.files[split] for split in choose_splits(corpus, found, "all")}
+    files, rejects = {split: found.files[split] for split in choose_splits(corpus, found, "all")}, {}
+    table: str | Path | None = corpus / "rejects.csv"
     if found.on_hub:
         root = re.match(r"hf://datasets/[^/]+/[^/]+/", next(iter(files.values()))[0])[0]
         files = {split: download_files(urls) for split, urls in files.items()}
         # Absent where somebody pushed the shards alone.
-        path = download_if_there(root + "corpus.json")
-        summary = _read_summary(Path(path)) if path else {}
-        beside = Path(download_if_there(root + "rejects.csv") or "").parent
-    return files, summary, beside / "rejects.csv"
-
-
-def _read_summary(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); copy the corpus again.") from error
+        path, table = download_if_there(root + "corpus.json"), download_if_there(root + "rejects.csv")
+        summary = read_json(path, "push the corpus again") if path else {}
+    if table and os.path.isfile(table):
+        with open(table, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rejects.setdefault((row["reason"] or "").split(":")[0], (row["path"], row["reason"]))
+    return Inspection(corpus, summary, files, rejects)
 
 
 def open_shard(path: str) -> pq.ParquetFile:
@@ -197,16 +166,6 @@ def open_shard(path: str) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no whole Parquet file ({error}); copy it again.") from error
-
-
-def _first_rejects(path: Path) -> dict[str, tuple[str, str]]:
-    """Kind -> the first path and reason of that kind; none if there is no such file."""
-    found: dict[str, tuple[str, str]] = {}
-    if path.is_file():
-        with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault((row["reason"] or "").split(":")[0], (row["path"], row["reason"]))
-    return found
 
 
 def format_summary(inspection: Inspection) -> str:
@@ -230,7 +189,9 @@ def describe_corpus(inspection: Inspection) -> list[tuple[str, str]]:
         low, middle, high = np.percentile(levels, [5, 50, 95])
         facts.append(("level (RMS)", f"5 % {low:.1f}, 50 % {middle:.1f}, 95 % {high:.1f} dBFS"))
     facts.append(("constant offset", f"{(abs(inspection.means) > OFFSET).sum()} clips with a mean beyond {OFFSET:g}"))
-    facts.append(("rate of the clips", f"{summary.get('sampling_rate', SAMPLING_RATE)} Hz, one channel, 16-bit FLAC"))
+    store = summary.get("settings", {}).get("store", "flac").upper()
+    rate = summary.get("sampling_rate", SAMPLING_RATE)
+    facts.append(("rate of the clips", f"{rate} Hz, one channel, 16-bit {store}"))
     for label, name in {**SOURCE_COLUMNS, "suffixes of the sources": "suffix"}.items():
         counts = inspection.counts.get(name)
         facts.append((label, _clip_counts(counts) if counts else "not recorded in this corpus"))
@@ -243,8 +204,7 @@ def describe_corpus(inspection: Inspection) -> list[tuple[str, str]]:
     facts += [("split leaks", text) for text in _describe_leaks(inspection)]
     total = len(inspection.durations)
     texts = [f"{name} ({kind}, {100 * filled / total:.0f} %)" for name, (kind, filled) in inspection.metadata.items()]
-    facts.append(("metadata (type, filled)", ", ".join(texts) or "no columns beside the corpus' own"))
-    return facts
+    return [*facts, ("metadata (type, filled)", ", ".join(texts) or "no columns beside the corpus' own")]
 
 
 def _amount(split: dict) -> str:
@@ -256,7 +216,7 @@ def _amount(split: dict) -> str:
 def _clip_counts(counts: Counter, most: int = 8) -> str:
     parts = [f"{value or '(none)'} {count}" for value, count in counts.most_common(most)]
     rest = f" and {len(counts) - most} others" if len(counts) > most else ""
-    return f"{', '.join(parts)}{rest} (clips)" if parts else ""
+    return f"{', '.join(parts)}{rest} (clips)"
 
 
 def _describe_leaks(inspection: Inspection, most: int = 5) -> list[str]:
@@ -267,7 +227,7 @@ def _describe_leaks(inspection: Inspection, most: int = 5) -> list[str]:
         shown = [f"{value} ({', '.join(splits)})" for value, splits in list(values.items())[:most]]
         shown += ["..."] if len(values) > most else []
         texts.append(f"{name}: {len(values)} in several splits: {', '.join(shown)}" if values else f"{name}: none")
-    absent = [name for name in ID_COLUMNS if name not in inspection.leaks]
+    absent = [name for name in ID_COLUMNS if name not in inspection.found_in]
     return texts + ([f"not checked, no such column: {', '.join(absent)}"] if absent else [])
 
 

@@ -1,20 +1,17 @@
 """The page of `music2vec inspect`: what a corpus holds, with histograms, and ten clips to see and hear."""
 
-import base64
-import io
 import os
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.audio.reading import encode_flac
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.files import write_text
+from music2vec_hf.common.render import as_base64, figure_as_base64, render
 from music2vec_hf.corpus.inspection import RMS_FLOOR, Inspection, describe_corpus, find_warnings, open_shard
 from music2vec_hf.corpus.loading import read_crop
 
@@ -42,11 +39,10 @@ def write_page(inspection: Inspection, output: str | os.PathLike = "inspection.h
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"The page would be written to {output}; give a file whose name ends in .html.")
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.get_template("inspection.html").render(
+    page = render(
+        Path(__file__).with_name("inspection.html.jinja"),
         title=f"Corpus: {inspection.corpus.resolve().name}",
-        warnings=find_warnings(inspection),
+        notices=find_warnings(inspection),
         facts=describe_corpus(inspection),
         histograms=_draw_histograms(inspection),
         rejects=inspection.summary.get("rejects"),
@@ -55,8 +51,7 @@ def write_page(inspection: Inspection, output: str | os.PathLike = "inspection.h
         clips=[_show_clip(split, row) for split, row in draw_clips(inspection, seed)],
         versions=inspection.summary.get("versions", {}),
     )
-    write_text(output, page)
-    return output
+    return write_text(output, page)
 
 
 def draw_clips(inspection: Inspection, seed: int = 0, number: int = NUM_CLIPS) -> list[tuple[str, dict]]:
@@ -88,7 +83,7 @@ def _show_clip(split: str, row: dict) -> dict:
         "excerpt": len(samples) / SAMPLING_RATE,
         "level": 20 * np.log10(max(np.hypot(row["clip_mean"], row["clip_std"]), RMS_FLOOR)),
         "spectrogram": _draw_spectrogram(samples),
-        "flac": base64.b64encode(encode_flac(samples)).decode(),
+        "flac": as_base64(encode_flac(samples)),
     }
 
 
@@ -109,7 +104,7 @@ def _draw_spectrogram(samples: np.ndarray) -> str:
     axis.imshow(log_spectrogram(samples), extent=extent, vmin=-100, vmax=-10, **style)
     axis.set(xlabel="s", ylabel="kHz")
     axis.tick_params(labelsize=8)
-    return _encode_figure(figure, dpi=85)
+    return figure_as_base64(figure, dpi=85)
 
 
 def _draw_histograms(inspection: Inspection) -> str:
@@ -133,15 +128,7 @@ def _draw_histograms(inspection: Inspection) -> str:
     for axis in (durations, levels, hours):
         axis.set_axisbelow(True)
         axis.grid(alpha=0.3)
-    return _encode_figure(figure, dpi=110)
-
-
-def _encode_figure(figure: Figure, dpi: int) -> str:
-    """The figure as the base64 of a PNG file; no display is needed."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return figure_as_base64(figure, dpi=110)
 
 
 __all__ = ["draw_clips", "log_spectrogram", "write_page"]
