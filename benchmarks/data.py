@@ -7,6 +7,7 @@ are medians over the rounds, of processor time: other work on the machine distur
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -22,8 +23,8 @@ from datasets import Audio, disable_progress_bars
 
 from music2vec_hf.corpus.batch_plan import BatchPlan
 from music2vec_hf.corpus.batches import CropDataset, training_batches
+from music2vec_hf.corpus.converting import convert_to_wav
 from music2vec_hf.corpus.loading import load_corpus
-from music2vec_hf.corpus.pcm import open_pcm, store_pcm
 from music2vec_hf.corpus.prepare import prepare_corpus
 
 CROP_SECONDS, CROP_SAMPLES, MICRO_BATCH_ROWS = 5, 80_000, 47
@@ -47,10 +48,10 @@ def synthesise(folder: Path) -> None:
         soundfile.write(folder / f"{track}.mp3", np.clip(samples, -1, 1), MP3_RATE)
 
 
-def batches_of(corpus, rows: int, pcm=None, crops_per_clip: int = 1) -> Callable[[int], None]:
+def batches_of(corpus, rows: int, crops_per_clip: int = 1) -> Callable[[int], None]:
     """`run(step)` reads one update as training does, in micro-batches with their masks, without workers."""
     plan = BatchPlan(1, rows, CROP_SAMPLES, 249, MICRO_BATCH_ROWS, 0.65, 10, crops_per_clip=crops_per_clip)
-    dataset = CropDataset(corpus, plan, pcm)
+    dataset = CropDataset(corpus, plan)
 
     def run(step: int) -> None:
         for batch in training_batches(dataset, step, step + 1, -(-rows // MICRO_BATCH_ROWS)):
@@ -100,8 +101,9 @@ def measure(root: Path, rounds: int) -> tuple[dict[str, float | str], float]:
     for number in range(rounds):
         corpus = root / f"corpus{number}"
         speeds.append(seconds / processor_seconds(lambda: prepare_corpus(root / "mp3", corpus, progress=False)))  # noqa: B023
-    store_pcm(corpus, progress=False)
     clips, tracks = load_corpus(corpus), load_corpus(root / "mp3")
+    shutil.copytree(corpus, root / "wav")
+    convert_to_wav(root / "wav", progress=False)
     files = []
     for number, row in enumerate(clips):
         files.append(root / f"{number}.flac")
@@ -111,7 +113,7 @@ def measure(root: Path, rounds: int) -> tuple[dict[str, float | str], float]:
         "corpus (FLAC)": (200, batches_of(clips, 200)),
         "corpus (FLAC), `crops_per_clip` 4": (200, batches_of(clips, 200, crops_per_clip=4)),
         "corpus (FLAC), `crops_per_clip` 8": (200, batches_of(clips, 200, crops_per_clip=8)),
-        "corpus with a PCM store": (1_000, batches_of(clips, 1_000, open_pcm(corpus, None, clips))),
+        "corpus stored as wav": (1_000, batches_of(load_corpus(root / "wav"), 1_000)),
         "folder of 44.1 kHz stereo mp3, not prepared": (48, batches_of(tracks, 48)),
         "peer: soundfile, plain loop over FLAC files": (200, soundfile_loop(files, 200)),
         "peer: `datasets.Audio` (torchcodec) on the corpus": (200, datasets_audio(clips, 200)),
@@ -147,10 +149,10 @@ def format_report(crops: dict[str, float | str], prepare: float, rounds: int) ->
         else:
             cores = NEEDED / (speed * CROP_SECONDS)
             lines.append(f"| {name} | {speed:,.0f} | {1e3 / speed:.2f} | {cores:.1f} |")
-    flac, stored = (NEEDED / (crops[name] * CROP_SECONDS) for name in ("corpus (FLAC)", "corpus with a PCM store"))
+    flac, stored = (NEEDED / (crops[name] * CROP_SECONDS) for name in ("corpus (FLAC)", "corpus stored as wav"))
     lines += [
         "",
-        f"{flac:.1f} cores feed {NEEDED:,} audio seconds per second from FLAC, {stored:.1f} with a PCM store.",
+        f"{flac:.1f} cores feed {NEEDED:,} audio seconds per second from FLAC, {stored:.1f} stored as wav.",
         f"Preparing from 44.1 kHz stereo mp3: {prepare:,.0f} x real time.",
         "",
         f"Medians of {rounds} rounds, of processor time, from files in the page cache. Clips of the corpus last 30 s, "

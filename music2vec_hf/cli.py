@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = verb(merge, "join the parts that `prepare SOURCE OUT --shard i/n` made to one corpus, if all are there")
     command.add_argument("out", metavar="OUT", help="folder of the corpus")
 
-    command = verb(pcm, "decode a corpus once, for training where decoding is the limit; 115 GB for 1,000 hours")
+    command = verb(pcm, "store a corpus as wav, for training where decoding is the limit; 115 GB for 1,000 hours")
     command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
 
     command = verb(inspect, "print what a corpus holds; write a page with histograms and ten clips to see and hear")
@@ -129,8 +129,8 @@ def _add_prepare(verb, cores: int) -> None:
     command.add_argument(
         "--store",
         default="flac",
-        choices=("flac", "pcm"),
-        help="pcm: then decode the corpus, too, as `music2vec pcm` does (default: %(default)s)",
+        choices=("flac", "wav", "pcm"),
+        help="wav: read without decoding, twice the size; pcm is its older name (default: %(default)s)",
     )
     command.add_argument(
         *("--push-to-hub", "--push_to_hub"),
@@ -232,11 +232,10 @@ def prepare(args) -> None:
         shard=None if args.shard is None else parse_shard(args.shard),
         engine=args.engine,
         file_timeout=args.file_timeout,
+        store="wav" if args.store == "pcm" else args.store,
     )
     if "part" not in summary:
         _print_corpus(args.out, summary)
-        if args.store == "pcm":
-            _store_pcm(args.out)
         if args.push_to_hub:
             print(push_corpus(args.out, args.push_to_hub, args.private))
         return
@@ -262,16 +261,14 @@ def _print_corpus(out: str, summary: dict) -> None:
 
 
 def pcm(args) -> None:
-    """See [`music2vec_hf.corpus.pcm.store_pcm`]."""
-    _store_pcm(args.corpus)
+    """See [`music2vec_hf.corpus.converting.convert_to_wav`]."""
+    from music2vec_hf.corpus.converting import convert_to_wav
 
-
-def _store_pcm(corpus: str) -> None:
-    from music2vec_hf.corpus.pcm import store_pcm
-
-    index = store_pcm(corpus)
-    stored, failed = index["splits"]["all"], len(index["failed"])
-    print(f"{corpus}: {stored['clips']} clips, {2 * stored['samples'] / 1e9:.2f} GB; {failed} cannot be decoded")
+    found = convert_to_wav(args.corpus)
+    print(
+        f"{args.corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; "
+        f"{len(found['failed'])} cannot be decoded"
+    )
 
 
 def inspect(args) -> None:

@@ -291,6 +291,8 @@ def open_decoder(source: AudioSource, name: str) -> Decoder:
     Raises:
         AudioError: if the source cannot be opened, is empty, or is in no format that an installed decoder reads.
     """
+    if isinstance(source, (bytearray, memoryview)):
+        source = bytes(source)
     if not isinstance(source, (str, os.PathLike, bytes)):
         source = source.read()
     head, source = _first_bytes(source, name)

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from music2vec_hf.audio.containers import audio_name
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.batch_plan import CROP_STREAM, ORDER_STREAM, Address, BatchPlan
+from music2vec_hf.corpus.crops import EncodedClips, FailedClips, OpenClip, read_crops
 from music2vec_hf.corpus.loading import clip_lengths, read_crop
-from music2vec_hf.corpus.pcm import PcmStore
-from music2vec_hf.corpus.standins import FailedClips, OpenClip, read_crops
 
 
 class CropDataset(Dataset):
@@ -26,20 +24,19 @@ class CropDataset(Dataset):
     Args:
         corpus (`datasets.Dataset`): from [`load_corpus`], with `audio`, `duration`, `clip_mean` and `clip_std`.
         plan ([`BatchPlan`]).
-        pcm ([`PcmStore`], *optional*): the same clips decoded, from [`open_pcm`]; the crops are the same.
         max_failed_share (`float`): share of the clips that may fail, see [`FailedClips`].
 
     Raises:
         ValueError: if no clip is as long as a crop; while reading, if too many clips fail.
     """
 
-    def __init__(self, corpus, plan: BatchPlan, pcm: PcmStore | None = None, max_failed_share: float = 0.01):
-        self.corpus, self.plan, self.pcm = corpus, plan, pcm
+    def __init__(self, corpus, plan: BatchPlan, max_failed_share: float = 0.01):
+        self.corpus, self.plan = corpus, plan
         self.lengths = clip_lengths(corpus)
         self.means, self.stds = (np.asarray(corpus[name][:]) for name in ("clip_mean", "clip_std"))
         self.usable = np.flatnonzero(self.lengths >= plan.num_samples)
         self.failed = FailedClips(len(self.lengths), len(self.usable), max_failed_share)
-        self._audio = corpus.select_columns("audio")
+        self._clips = EncodedClips(corpus)
         self._epoch, self._order = -1, None
         if len(self.usable) == 0:
             raise ValueError(
@@ -86,14 +83,11 @@ class CropDataset(Dataset):
         return clips, np.random.default_rng([self.plan.seed, CROP_STREAM, epoch, index])
 
     def _open(self, clip: int) -> OpenClip:
-        if self.pcm is not None and clip in self.pcm:
-            read = partial(self.pcm.read, clip)
-        else:
-            read = partial(read_crop, self._audio[clip])
+        read = partial(read_crop, self._clips[clip])
         return OpenClip(int(self.lengths[clip]), float(self.means[clip]), float(self.stds[clip]), read)
 
     def _report(self, clip: int, error: ValueError) -> None:
-        self.failed.add(clip, audio_name(self._audio[clip]["audio"]) or f"clip {clip}", error)
+        self.failed.add(clip, self._clips.name(clip), error)
 
 
 class UpdateSampler(Sampler):
@@ -135,23 +129,17 @@ def loader_options(num_workers: int) -> dict:
     }
 
 
-def training_batches(
-    dataset: CropDataset,
-    first_step: int,
-    max_steps: int,
-    micro_steps: int = 1,
-    process_index: int = 0,
-    num_processes: int = 1,
-    num_workers: int = 0,
-) -> DataLoader:
+def training_batches(dataset: CropDataset, *place: int, num_workers: int = 0, **more: int) -> DataLoader:
     """Loader over the micro-batches of one process: `micro_steps` of them for each step from `first_step` on.
+
+    Args:
+        dataset ([`CropDataset`]).
+        place, more: `first_step`, `max_steps` and what else [`UpdateSampler`] takes.
+        num_workers (`int`): processes that read.
 
     Raises:
         ValueError: if an update has fewer rows than processes times micro-steps.
     """
     plan = dataset.plan
-    sampler = UpdateSampler(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
+    sampler = UpdateSampler(plan.rows_per_update, *place, **more)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=plan.collate, **loader_options(num_workers))
-
-
-__all__ = ["CropDataset", "UpdateSampler", "loader_options", "training_batches"]

@@ -23,7 +23,7 @@ from music2vec_hf.audio.containers import (
 )
 from music2vec_hf.audio.decoding import AudioError, is_audio_file, printable
 from music2vec_hf.audio.listing import SourceFiles, choose_splits, find_files, list_tracks
-from music2vec_hf.audio.reading import AudioReader, read_audio, read_flac_crop
+from music2vec_hf.audio.reading import AudioReader, read_audio, read_flac_crop, read_wav_crop
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.hub import download_files
 
@@ -294,8 +294,12 @@ def read_crop(example: dict, start_sample: int, num_samples: int) -> np.ndarray:
         AudioError: if the clip cannot be decoded.
     """
     encoded, name = encoded_audio(example["audio"]), audio_name(example["audio"])
-    if isinstance(encoded, bytes) and _is_corpus_flac(encoded):
-        return read_flac_crop(encoded, start_sample, num_samples)
+    if not isinstance(encoded, str):
+        if _is_corpus_flac(encoded):
+            return read_flac_crop(encoded, start_sample, num_samples)
+        crop = read_wav_crop(encoded, start_sample, num_samples)
+        if crop is not None:
+            return crop
     # A data set that `prepare_corpus` did not make: any format and rate, at the price of resampling.
     if start_sample < 0 or num_samples < 1:
         raise ValueError(f"a crop of {num_samples} samples from sample {start_sample} makes no sense.")

@@ -18,8 +18,8 @@ from music2vec_hf.audio.reading import AudioReader
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.batch_plan import CROP_STREAM, BatchPlan
 from music2vec_hf.corpus.batches import UpdateSampler, loader_options
+from music2vec_hf.corpus.crops import OpenClip, read_crops, warn_of_failure
 from music2vec_hf.corpus.loading import STATISTICS, read_clip, read_crop
-from music2vec_hf.corpus.standins import OpenClip, read_crops, warn_of_failure
 
 logger = logging.getLogger(__name__)
 
@@ -202,23 +202,15 @@ def header_length(row: dict) -> int:
 
 
 def streaming_batches(
-    corpus: ClipStream,
-    plan: BatchPlan,
-    first_step: int,
-    max_steps: int,
-    micro_steps: int = 1,
-    process_index: int = 0,
-    num_processes: int = 1,
-    num_workers: int = 0,
-    buffer_size: int = 512,
+    corpus: ClipStream, plan: BatchPlan, *place: int, num_workers: int = 0, buffer_size: int = 512, **more: int
 ) -> DataLoader:
     """What [`training_batches`] does, over a stream: see [`StreamingCrops`] for what is guaranteed and what it costs.
 
     Args:
         corpus (`datasets.IterableDataset`): from [`stream_corpus`].
         plan ([`BatchPlan`]): of the run.
-        first_step, max_steps (`int`): the steps wanted are `range(first_step, max_steps)`.
-        micro_steps, process_index, num_processes, num_workers (`int`): as in [`training_batches`].
+        place, more: `first_step`, `max_steps` and what else [`UpdateSampler`] takes.
+        num_workers (`int`): processes that read.
         buffer_size (`int`): clips in the shuffle buffer.
 
     Returns:
@@ -228,9 +220,7 @@ def streaming_batches(
     Raises:
         ValueError: if an update has fewer rows than processes times micro-steps.
     """
-    sampler = UpdateSampler(plan.rows_per_update, first_step, max_steps, micro_steps, process_index, num_processes)
-    crops = StreamingCrops(corpus, plan, sampler, buffer_size, report=process_index == 0)
+    sampler = UpdateSampler(plan.rows_per_update, *place, **more)
+    first = (more.get("process_index") or (place[3] if len(place) > 3 else 0)) == 0
+    crops = StreamingCrops(corpus, plan, sampler, buffer_size, report=first)
     return DataLoader(crops, batch_size=None, **loader_options(num_workers))
-
-
-__all__ = ["StreamingCrops", "header_length", "streaming_batches"]

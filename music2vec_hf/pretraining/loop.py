@@ -13,7 +13,6 @@ from music2vec_hf.common.precision import autocast, choose_precision
 from music2vec_hf.corpus.batch_plan import BatchPlan
 from music2vec_hf.corpus.batches import CropDataset, training_batches
 from music2vec_hf.corpus.loading import check_corpus, load_corpus, stream_corpus
-from music2vec_hf.corpus.pcm import open_pcm
 from music2vec_hf.corpus.streaming import streaming_batches
 from music2vec_hf.features.embedding_model import compile_model, explain_compile_errors
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
@@ -268,23 +267,20 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
 def open_corpus(accelerator, recipe: Recipe, corpus: str | Path, first_step: int, micro_steps: int):
     """The micro-batches of this process from `first_step` on, and a description of the audio they come from."""
     plan = batch_plan(recipe)
-    place = (
-        first_step,
-        recipe.max_steps,
-        micro_steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-        recipe.num_workers,
-    )
+    place = (first_step, recipe.max_steps, micro_steps, accelerator.process_index, accelerator.num_processes)
+    workers = recipe.num_workers
     if recipe.streaming:
-        return streaming_batches(stream_corpus(corpus, recipe.split), plan, *place, recipe.buffer_size), "a stream"
+        stream = stream_corpus(corpus, recipe.split)
+        batches = streaming_batches(stream, plan, *place, num_workers=workers, buffer_size=recipe.buffer_size)
+        return batches, "a stream"
     with accelerator.main_process_first():  # the first measures and caches what the others then find
         clips = load_corpus(corpus, recipe.split, report=accelerator.is_main_process)
-    pcm = open_pcm(corpus, recipe.split, clips)
-    dataset = CropDataset(clips, plan, pcm, recipe.max_failed_share)
+    dataset = CropDataset(clips, plan, recipe.max_failed_share)
     hours = dataset.lengths.sum() / 16_000 / 3600
-    left_out = f"{dataset.num_too_short} left out as shorter than a crop" + ("; decoded before" if pcm else "")
-    return training_batches(dataset, *place), f"{hours:.2f} h of audio ({len(dataset.usable)} clips; {left_out})"
+    left_out = f"{dataset.num_too_short} left out as shorter than a crop"
+    return training_batches(
+        dataset, *place, num_workers=workers
+    ), f"{hours:.2f} h of audio ({len(dataset.usable)} clips; {left_out})"
 
 
 def batch_plan(recipe: Recipe) -> BatchPlan:

@@ -1,4 +1,4 @@
-"""The crops of a clip; where they cannot be read, those of a clip that stands in for it (row 3 of the data's way)."""
+"""Crops of a corpus; where a clip cannot be read, those of a clip that takes its place (row 3 of the data's way)."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import Dataset
 
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.corpus.batch_plan import BatchPlan
@@ -25,6 +27,50 @@ class UnreadableCorpus(ValueError):
     def __init__(self, text: str):
         # A DataLoader raises a worker's error anew, with the worker's traceback before the sentence.
         super().__init__(text.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class EncodedClips:
+    """The encoded clips of a corpus by number: `clips[i]` is its row `{"audio": {"bytes", "path"}}`.
+
+    `bytes` is a view of the mapped file where it can be, so that a crop costs no copy of its clip.
+
+    Args:
+        corpus (`datasets.Dataset`): from [`load_corpus`].
+    """
+
+    def __init__(self, corpus: Dataset):
+        self._corpus = corpus.select_columns("audio")
+        chunks = self._corpus.data.column("audio").chunks
+        self._starts = np.cumsum([0, *map(len, chunks)])
+        self._parts = [_views(chunk) for chunk in chunks]
+        # Of a selection of rows, their numbers in the table.
+        self._numbers = getattr(self._corpus, "_indices", None)
+
+    def __reduce__(self):
+        return EncodedClips, (self._corpus,)  # a worker that is not forked maps the file, too
+
+    def __getitem__(self, clip: int) -> dict:
+        number = clip if self._numbers is None else self._numbers.column(0)[clip].as_py()
+        chunk = int(np.searchsorted(self._starts, number, side="right")) - 1
+        offsets, data, paths = self._parts[chunk]
+        row = number - int(self._starts[chunk])
+        part = None if offsets is None else data[offsets[row] : offsets[row + 1]]
+        return {"audio": {"bytes": part, "path": paths[row].as_py()}}
+
+    def name(self, clip: int) -> str:
+        """What messages call a clip."""
+        return self[clip]["audio"]["path"] or f"clip {clip}"
+
+
+def _views(chunk: pa.StructArray) -> tuple[np.ndarray | None, memoryview, pa.Array]:
+    """Offsets of the rows' bytes, None where they are paths alone; the bytes; and the paths."""
+    encoded, paths = chunk.field("bytes"), chunk.field("path")
+    if encoded.null_count:
+        return None, memoryview(b""), paths
+    _, offsets, data = encoded.buffers()
+    kind = np.int64 if pa.types.is_large_binary(encoded.type) else np.int32
+    rows = np.frombuffer(offsets, kind)[encoded.offset : encoded.offset + len(encoded) + 1]
+    return rows, memoryview(data or b""), paths
 
 
 @dataclass(frozen=True)
@@ -59,7 +105,7 @@ def read_crops(
         plan ([`BatchPlan`]).
         rng (`np.random.Generator`): of the group; draws `crops_per_clip` starts from each candidate.
         places (`list[int]`): which of the group's crops are wanted.
-        candidates (`Iterable`): the group's clip, then those that may stand in for it.
+        candidates (`Iterable`): the group's clip, then those that may take its place.
         open_clip (`Callable`): candidate -> [`OpenClip`], or a ValueError if there is none.
         report (`Callable`): is told of each failure.
 
@@ -114,11 +160,10 @@ def _spans(starts: list[int], num_samples: int) -> Iterator[tuple[int, int]]:
 
 def warn_of_failure(name: str, error: ValueError, more: str = "") -> None:
     """Log that a clip cannot be read, with its name and the reason."""
-    logger.warning("%s: %s Another clip stands in for it%s.", name, reason(error), more)
+    logger.warning("%s: %s Another clip stands in for it%s.", name, _reason(error), more)
 
 
-def reason(error: ValueError) -> str:
-    """Why a clip cannot be read, without its name."""
+def _reason(error: ValueError) -> str:
     return error.detail if isinstance(error, AudioError) else str(error)
 
 
@@ -153,8 +198,5 @@ class FailedClips:
         if count > max(MIN_FAILED_CLIPS, self.max_share * self.num_usable):
             raise UnreadableCorpus(
                 f"{count} of {self.num_usable} clips cannot be read, more than `max_failed_share` {self.max_share:g} "
-                f"allows; the last is {name}: {reason(error)} Prepare the corpus anew, or raise `max_failed_share`."
+                f"allows; the last is {name}: {_reason(error)} Prepare the corpus anew, or raise `max_failed_share`."
             )
-
-
-__all__ = ["MIN_FAILED_CLIPS", "FailedClips", "OpenClip", "UnreadableCorpus", "read_crops", "warn_of_failure"]

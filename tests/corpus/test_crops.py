@@ -12,9 +12,9 @@ from toy_plan import PLAN
 
 from music2vec_hf.audio.containers import CLIP
 from music2vec_hf.corpus.batches import CropDataset, training_batches
+from music2vec_hf.corpus.crops import MIN_FAILED_CLIPS, UnreadableCorpus, read_crops
 from music2vec_hf.corpus.loading import load_corpus, read_clip
 from music2vec_hf.corpus.prepare import prepare_corpus
-from music2vec_hf.corpus.standins import MIN_FAILED_CLIPS, UnreadableCorpus, read_crops
 
 NUM_CLIPS, NUM_STEPS = 12, 6
 
