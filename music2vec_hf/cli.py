@@ -236,6 +236,8 @@ def prepare(args) -> None:
     )
     if "part" not in summary:
         _print_corpus(args.out, summary)
+        if args.store == "pcm":
+            _store_as_wav(args.out)
         if args.push_to_hub:
             print(push_corpus(args.out, args.push_to_hub, args.private))
         return
@@ -262,11 +264,15 @@ def _print_corpus(out: str, summary: dict) -> None:
 
 def pcm(args) -> None:
     """See [`music2vec_hf.corpus.converting.convert_to_wav`]."""
+    _store_as_wav(args.corpus)
+
+
+def _store_as_wav(corpus: str) -> None:
     from music2vec_hf.corpus.converting import convert_to_wav
 
-    found = convert_to_wav(args.corpus)
+    found = convert_to_wav(corpus)
     print(
-        f"{args.corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; "
+        f"{corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; "
         f"{len(found['failed'])} cannot be decoded"
     )
 
