@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from music2vec_hf.probing.probes import ProbeData, ProbeJob
-from music2vec_hf.probing.searches import PROBE_KINDS, ProbeSettings, get_search
+from music2vec_hf.probing.probes import PROBE_KINDS, ProbeData, ProbeJob, ProbeSettings, get_search
 from music2vec_hf.probing.training import train_probes
 
 NUM_TRAIN, NUM_VALIDATION, NUM_FEATURES, NUM_CLASSES = 443, 197, 768, 10

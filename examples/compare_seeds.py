@@ -8,17 +8,13 @@ test clips are the same in all runs, so differences are paired: they are resampl
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from music2vec_hf.common.results import read_results
-from music2vec_hf.probing.results import (
-    Predictions,
-    difference_as_dict,
-    load_predictions,
-    paired_difference_of_predictions,
-)
+from music2vec_hf.probing.scores import Predictions, load_predictions, paired_difference_of_predictions
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("demos", nargs="+", type=Path)
@@ -57,9 +53,7 @@ def main() -> None:
         if baseline == "chance":
             continue
         differences = paired_difference_of_predictions(pooled(args.demos, sources[0]), pooled(args.demos, baseline))
-        summary["pretrained_minus"][baseline] = {
-            task: difference_as_dict(difference) for task, difference in differences.items()
-        }
+        summary["pretrained_minus"][baseline] = {task: asdict(difference) for task, difference in differences.items()}
         print(f"\n{sources[0]} minus {baseline}, paired 95 % interval")
         for task, difference in differences.items():
             low, high = difference.interval

@@ -21,7 +21,7 @@ from music2vec_hf.audio.containers import PackedFile
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.prepare import prepare_corpus
-from music2vec_hf.probing.results import Predictions
+from music2vec_hf.probing.scores import Predictions
 
 LIBRARY = Path(__file__).parents[1] / "music2vec_hf"
 # Reads fairseq's checkpoints with an unpickler of its own, which runs nothing: tests/test_fairseq.py.

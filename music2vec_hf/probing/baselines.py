@@ -1,4 +1,4 @@
-"""Baselines beside a learned representation: spectral statistics as features, and predictors that hear nothing.
+"""Baselines beside a learned representation: spectral statistics as features.
 
 The spectral features follow JukeMIR: mean and standard deviation over time of the feature and of its first and second
 differences. Chroma is the variant that did best on the synthetic corpus: the square root of the magnitude of a long
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from music2vec_hf.probing.rows import FeatureRows, cut
-from music2vec_hf.probing.tasks.declarations import TaskData
 
 SAMPLING_RATE = 16_000
 NUM_MFCC = 20
@@ -129,24 +128,3 @@ def spectral_rows(kind: str, paths: Sequence[str | Path], seconds: float | None 
             FeatureRows(features, np.array([0, len(pieces)]), np.array([len(each) for each in frames]), lengths)
         )
     return FeatureRows.joined(tracks)
-
-
-def chance_outputs(task_data: TaskData) -> tuple[str, np.ndarray]:
-    """Outputs of a predictor that knows the training targets and hears nothing.
-
-    Single label: the most frequent training class for every track. Multi-label: the share of training tracks with each
-    tag. Regression: the mean of the training targets.
-
-    Returns:
-        `tuple[str, np.ndarray]`: what it is, and outputs `[num_test_tracks, K]`, to be scored like a probe's.
-    """
-    targets = task_data.splits["train"].targets
-    num_tracks = len(task_data.splits["test"].track_ids)
-    if task_data.task.problem_type == "single_label_classification":
-        outputs = np.bincount(targets, minlength=len(task_data.task.labels)).astype(np.float32)
-        description = "most frequent training class"
-    elif task_data.task.problem_type == "multi_label_classification":
-        outputs, description = targets.mean(axis=0), "share of training tracks with the tag"
-    else:
-        outputs, description = targets.mean(axis=0), "mean of the training targets"
-    return description, np.tile(outputs.astype(np.float32), (num_tracks, 1))

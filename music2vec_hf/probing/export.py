@@ -11,8 +11,6 @@ is written into the configuration, where the audio-classification pipeline reads
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,15 +18,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
+from music2vec_hf.common.files import check_new_folder, write_text, written_aside
 from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.common.metrics import metric_title
 from music2vec_hf.features.embedding_model import CONV, load_model
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
 from music2vec_hf.probing.encoders import OWN_MODEL_TYPES
-from music2vec_hf.probing.probes import TrainedProbe
-from music2vec_hf.probing.report_tables import describe_settings, metric_title
-from music2vec_hf.probing.rows import row_seconds
-from music2vec_hf.probing.searches import WEIGHTED
+from music2vec_hf.probing.evaluation import row_seconds
+from music2vec_hf.probing.probes import WEIGHTED, TrainedProbe
+from music2vec_hf.probing.report_tables import describe_settings
 from music2vec_hf.probing.sources import FeatureSource
 from music2vec_hf.probing.tasks.declarations import Task
 
@@ -48,9 +47,7 @@ def check_export(model: str | Path, out: str | Path) -> None:
         raise ValueError(
             f"{model} is a {model_type} model; a probe is exported with a {' or '.join(OWN_MODEL_TYPES)} encoder only."
         )
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"'{out}' exists and is not empty. Name a new folder for the exported model.")
+    check_new_folder(out, "the exported model")
 
 
 def plan_exports(
@@ -115,13 +112,10 @@ def export_probe(
     head = Music2VecForSequenceClassification(config)
     head.data2vec_audio.load_state_dict(encoder.state_dict())
     _fill_head(head, trained)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    head.save_pretrained(aside)
-    extractor.save_pretrained(aside)
-    (aside / "README.md").write_text(_readme(trained, task, config, model, protocol, scores), encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)  # it is empty, as was checked
-    os.replace(aside, out)
+    with written_aside(out) as aside:
+        head.save_pretrained(aside)
+        extractor.save_pretrained(aside)
+        write_text(aside / "README.md", _readme(trained, task, config, model, protocol, scores))
     return out
 
 

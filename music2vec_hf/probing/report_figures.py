@@ -8,10 +8,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from music2vec_hf.common.metrics import KEY_LABELS, metric_title, tag_scores
 from music2vec_hf.common.render import as_base64, save_figure
-from music2vec_hf.probing.metrics import KEY_LABELS, macro_average_precision
-from music2vec_hf.probing.report_tables import metric_title, source_kinds, table_rows, task_title
-from music2vec_hf.probing.results import Predictions, file_stem
+from music2vec_hf.probing.report_tables import source_kinds, table_rows, task_title
+from music2vec_hf.probing.scores import Predictions, file_stem
 from music2vec_hf.probing.tasks.loading import TASKS
 
 MODEL_COLOUR, BASELINE_COLOUR, CHANCE_COLOUR, LINE_COLOUR = "#1f6feb", "#9aa4b2", "#c92a2a", "#57606a"
@@ -227,8 +227,8 @@ def _confusion(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:
 def _tags(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:
     """Bars of each tag's average precision, the best first; a mark at the share of tracks with the tag."""
     for file, title, _, stored in _stored(sources, "multi_label_classification"):
-        scores = [macro_average_precision(stored.references, outputs).per_tag for outputs in stored.outputs]
-        precisions, shares = np.mean(scores, axis=0), stored.references.mean(axis=0)
+        scores = tag_scores("average_precision", stored.references, stored.outputs)
+        precisions, shares = scores.mean(axis=0), stored.references.mean(axis=0)
         order = [tag for tag in np.argsort(-precisions) if not np.isnan(precisions[tag])]
         columns = 2 if len(order) > MAX_BARS else 1
         lines = -(-len(order) // columns)

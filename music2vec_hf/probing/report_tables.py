@@ -3,21 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from music2vec_hf.common.metrics import metric_title
 from music2vec_hf.common.render import Markdown, markdown_table
-from music2vec_hf.probing.results import averages
+from music2vec_hf.probing.scores import averages
 from music2vec_hf.probing.tables import read_table
 from music2vec_hf.probing.tasks.loading import TASKS
 from music2vec_hf.probing.tasks.tags import FILTERED
 
-METRIC_TITLES = {
-    "weighted_key_score": "weighted score",
-    "symmetric_key_score": "weighted score, symmetric",
-    "roc_auc": "ROC-AUC",
-    "average_precision": "average precision",
-    "r2": "mean R2",
-    "r2_arousal": "R2 arousal",
-    "r2_valence": "R2 valence",
-}
 TASK_MEAN, FLAT_MEAN = "task mean", "flat mean"
 # Column of the table of published scores -> its title, and the task and metric in it; filtered tags have their own.
 PAPER_COLUMNS = {
@@ -48,11 +40,6 @@ def task_title(name: str) -> str:
     if task is None or task.synthetic:
         return name if task is None else task.title
     return f"{task.title} ({name})"
-
-
-def metric_title(name: str) -> str:
-    """Human name of a metric."""
-    return METRIC_TITLES.get(name, name)
 
 
 def source_kinds(results: Mapping) -> dict[str, str]:

@@ -1,24 +1,9 @@
-"""Feature rows: what one training example of a probe is. A track, a clip of a song, or a window of a track.
-
-Features are computed once per window. A protocol makes its rows of them:
-
-| protocol | task | rows of a track |
-| --- | --- | --- |
-| `quick`, `jukemir` | most | one: the mean over its windows, weighted by their frames |
-| all | with `Task.clip_seconds` | one per whole clip from the start, what remains is dropped (JukeMIR) |
-| `marble` | most | one per window, each of equal weight; a last window below 1 s is dropped (MARBLE v1) |
-"""
+"""Feature rows: features computed once per window, one row or several per track."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-
-from music2vec_hf.probing.tasks.declarations import SPLITS, Task, TaskData
-from music2vec_hf.probing.tasks.loading import CLIP_TOLERANCE_SECONDS
-
-MARBLE = "marble"
-SHORTEST_WINDOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,76 +95,3 @@ _PER_ROW = ("num_frames", "seconds")
 
 def _offsets(sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
-def row_seconds(task: Task, protocol: str, window_seconds: float) -> float | None:
-    """Length of a row: the task's clip, the window, or None for a whole track. See the table of this module.
-
-    Raises:
-        ValueError: if windows do not divide the task's clip.
-    """
-    if task.clip_seconds is None:
-        return window_seconds if protocol == MARBLE else None
-    windows = task.clip_seconds / window_seconds
-    if round(windows) < 1 or abs(windows - round(windows)) > 1e-6:
-        raise ValueError(
-            f"The task '{task.name}' hears clips of {task.clip_seconds:g} s, which windows of {window_seconds:g} s do "
-            f"not divide; use windows of {task.clip_seconds:g} s or of a whole fraction of that."
-        )
-    return task.clip_seconds
-
-
-@dataclass(frozen=True)
-class SelectedRows:
-    """The rows of a task, with what was left out on the way.
-
-    Attributes:
-        rows (`FeatureRows`): of the task's tracks, in the order of `TaskData.paths`.
-        row_seconds (`float` or `None`): length of a row, None for a whole track.
-        dropped (`dict[str, int]`): split to the number of rows at the end of tracks that the protocol drops.
-        differences (`tuple[str, ...]`): sentences on songs that hold fewer clips than they state.
-    """
-
-    rows: FeatureRows
-    row_seconds: float | None = None
-    dropped: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    differences: tuple[str, ...] = ()
-
-    def split(self, task_data: TaskData, split: str) -> FeatureRows:
-        """The rows of one split."""
-        tracks = task_data.rows(split)
-        return self.rows.take(np.arange(tracks.start, tracks.stop))
-
-
-def select_rows(rows: FeatureRows, task_data: TaskData, seconds: float | None) -> SelectedRows:
-    """Keep the rows that a task's protocol wants.
-
-    Args:
-        rows (`FeatureRows`): of the tracks of the task, each of `seconds`.
-        task_data (`TaskData`): where the number of whole clips comes from.
-        seconds (`float`, *optional*): from `row_seconds`.
-    """
-    if seconds is None:
-        return SelectedRows(rows)
-    there = rows.rows_per_track
-    last = rows.seconds[rows.offsets[1:] - 1]
-    differences = ()
-    if task_data.task.clip_seconds is None:
-        kept = there - ((last < SHORTEST_WINDOW_SECONDS) & (there > 1))
-    else:
-        stated = np.concatenate([task_data.splits[split].num_clips for split in SPLITS])
-        kept = np.minimum(there, stated)
-        # mp3 headers and decoders disagree by a little, damage makes a song shorter by much.
-        short = rows.seconds[rows.offsets[:-1] + kept - 1] < seconds - CLIP_TOLERANCE_SECONDS
-        differences = _short_songs(task_data, (kept < stated) | (short & (stated > 1)))
-    chosen = np.concatenate([np.arange(first, first + n) for first, n in zip(rows.offsets[:-1], kept, strict=True)])
-    dropped = {split: int((there - kept)[task_data.rows(split)].sum()) for split in SPLITS}
-    return SelectedRows(rows.chosen(chosen, _offsets(kept)), seconds, dropped, differences)
-
-
-def _short_songs(task_data: TaskData, short: np.ndarray) -> tuple[str, ...]:
-    if not short.any():
-        return ()
-    ids = [track_id for split in SPLITS for track_id in task_data.splits[split].track_ids]
-    named = ", ".join(np.asarray(ids)[short])
-    return (f"{short.sum()} songs decode to fewer whole clips than their headers state: {named}.",)

@@ -1,62 +1,161 @@
 """The suite: every layer of every source on every task, from audio files to `results.json`.
 
-Rows 12 to 14 of DESIGN.md section 3. Features come from `sources.py`, a protocol's rows of them from `rows.py`, choice
-and score from `evaluation.py`; `records.py` writes them down.
+One record per source, task and metric. Outputs for every test track and seed lie in `predictions/`, so that two
+sources, also of different runs, can be compared on the same resampled test tracks.
 """
 
+import json
+import logging
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
+from music2vec_hf.common.files import written_aside
+from music2vec_hf.common.results import RESULTS, read_results, write_results
 from music2vec_hf.probing.evaluation import (
     CHANCE,
     PILOT,
+    Choice,
+    ProbeResult,
     chance_result,
     check_seeds,
     layers_to_try,
     probe,
+    row_seconds,
+    select_rows,
 )
 from music2vec_hf.probing.export import export_probe, plan_exports
 from music2vec_hf.probing.feature_cache import audio_digests
-from music2vec_hf.probing.records import Collected
-from music2vec_hf.probing.results import library_versions
-from music2vec_hf.probing.rows import FeatureRows, row_seconds, select_rows
-from music2vec_hf.probing.searches import get_search
+from music2vec_hf.probing.probes import get_search
+from music2vec_hf.probing.rows import FeatureRows
+from music2vec_hf.probing.scores import (
+    Estimate,
+    averages,
+    differences,
+    file_stem,
+    library_versions,
+    task_estimates,
+    value_metrics,
+)
 from music2vec_hf.probing.sources import RANDOM_INIT, FeatureSource, resolve_sources, source_features
 from music2vec_hf.probing.tasks.declarations import TaskData
 from music2vec_hf.probing.tasks.loading import describe_check, load_task, resolve_tasks
 
-__all__ = ["run_suite"]
+EARLIER = "earlier"
+
+logger = logging.getLogger(__name__)
 
 
-def _row_groups(loaded: Mapping[str, TaskData], search: str, window_seconds: float) -> dict[float | None, list[str]]:
-    """Length of a row to the tasks whose rows are so long: they share one pass over the audio."""
-    groups: dict[float | None, list[str]] = {}
-    for name, task_data in loaded.items():
-        groups.setdefault(row_seconds(task_data.task, search, window_seconds), []).append(name)
-    return groups
+@dataclass(frozen=True)
+class SuiteSettings:
+    """How a run gets its features, and what else it is to do.
+
+    Attributes:
+        layers (`str` or `Sequence[str]`, *optional*): layers of models to try (`"conv"`, `"0"`, ...); by default all;
+            `"pilot"`: for each task only the one that `quick` chooses on validation. JukeMIR fixed its layer by a
+            pilot, too.
+        random_init_seed (`int`): seed of the weights of `random-init`.
+        cache_dir (`str` or `Path`, *optional*): where features and the scores of searches are kept; by default
+            `cache/` in the output folder.
+        window_seconds (`float`): longest piece that a model hears at once, in seconds.
+        precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
+        device (`str`): torch device.
+        progress (`bool`): show progress bars.
+        allow_missing (`bool`): leave out tracks without usable audio; see `load_task`.
+        trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
+        export (`str` or `Path`, *optional*): folder for the model with its chosen probe of the first seed, see
+            `export.plan_exports`.
+    """
+
+    layers: str | Sequence[str] | None = None
+    random_init_seed: int = 0
+    cache_dir: str | Path | None = None
+    window_seconds: float = 30.0
+    precision: str = "fp32"
+    device: str = "cpu"
+    progress: bool = True
+    allow_missing: bool = False
+    trust_remote_code: bool = False
+    export: str | Path | None = None
 
 
-def _rows_of_tasks(
-    source: FeatureSource,
-    loaded: Mapping[str, TaskData],
-    groups: Mapping[float | None, Sequence[str]],
-    digests: Mapping[Path, str],
-    **options,
-) -> tuple[dict[str, tuple[FeatureRows, float | None]], str]:
-    """Rows of every task, with the length of a row; and the hash of the source."""
-    rows_of = {}
-    for seconds, tasks in groups.items():
-        paths = list(dict.fromkeys(path for task in tasks for path in loaded[task].paths))
-        rows, source_hash = source_features(
-            source, paths, [digests[path] for path in paths], row_seconds=seconds, **options
+def run_suite(
+    sources: Sequence[str] | Mapping[str, str],
+    tasks: str | Sequence[str],
+    data: str | Path,
+    output: str | Path,
+    search: str = "quick",
+    seeds: Sequence[int] = (0, 1, 2),
+    **settings,
+) -> Path:
+    """Probe sources on tasks and write `results.json`, with chance beside them.
+
+    Args:
+        sources: see `resolve_sources`: model folders or Hub ids, `random-init`, `mfcc`, `chroma`, `mel`.
+        tasks (`str` or `Sequence[str]`): task or group names.
+        data (`str` or `Path`): folder of the tasks' data.
+        output (`str` or `Path`): folder for results.json, `predictions/` and, unless `cache_dir` is given, `cache/`.
+            Results that are there and are not all measured again go to `earlier/1`, `earlier/2`, ...
+        search (`str`): name of the protocol.
+        seeds (`Sequence[int]`): probe seeds.
+        settings: see [`SuiteSettings`].
+
+    Returns:
+        `Path`: of results.json.
+
+    Raises:
+        ValueError, OSError: before audio is read, if a name, layer or seed is unknown, data is missing, `output` is a
+            file or windows do not divide a task's clips; later, if a file cannot be heard.
+    """
+    output, settings = Path(output), SuiteSettings(**settings)
+    named_layers = partial(layers_to_try, search=get_search(search), layers=settings.layers)
+    resolved = resolve_sources(sources, settings.random_init_seed)
+    _check_request(resolved, seeds, output)
+    loaded = {name: load_task(name, data, settings.allow_missing) for name in resolve_tasks(tasks)}
+    seconds = {name: row_seconds(each.task, search, settings.window_seconds) for name, each in loaded.items()}
+    exports = plan_exports(resolved, list(loaded), settings.export)
+    for task_data in loaded.values() if settings.progress else ():
+        print(describe_check(task_data), file=sys.stderr)
+    paths = list(dict.fromkeys(path for task_data in loaded.values() for path in task_data.paths))
+    digests = dict(zip(paths, audio_digests(paths), strict=True))
+    cache = output / "cache" if settings.cache_dir is None else Path(settings.cache_dir)
+    options = {
+        "cache_dir": cache,
+        "window_seconds": settings.window_seconds,
+        "precision": settings.precision,
+        "device": settings.device,
+        "progress": settings.progress,
+        "trust_remote_code": settings.trust_remote_code,
+        "check_layers": None if settings.layers in (None, PILOT) else named_layers,
+    }
+    results, about, timings = {}, {}, []
+    for source in resolved:
+        started, name = time.perf_counter(), source.name
+        rows_of, model_hash = _rows_of_tasks(source, loaded, seconds, digests, **options)
+        extracted, results[name] = time.perf_counter(), {}
+        about[name] = {"source": name, "source_kind": source.kind, "model_hash": model_hash}
+        layers = settings.layers if source.kind in ("model", RANDOM_INIT) else None
+        for task, task_data in loaded.items():
+            selected = select_rows(rows_of[task], task_data, seconds[task])
+            notes = {"kept_in": cache / "searches", "progress": f"{name} on {task}" if settings.progress else None}
+            results[name][task] = probe(selected, task_data, search, seeds, settings.device, layers, **notes)
+        ended = time.perf_counter()
+        timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
+    results[CHANCE] = {task: chance_result(task_data, search) for task, task_data in loaded.items()}
+    about[CHANCE] = {"source": CHANCE, "source_kind": CHANCE, "model_hash": None}
+    path = _write(output, _content(results, about, search, settings) | {"timings": timings}, results)
+    models = {source.name: source.model for source in resolved}
+    for (name, task), folder in exports.items():
+        result = results[name][task]
+        export_probe(
+            result.probes[0], result.task, models[name], folder, search, result.scores, settings.window_seconds
         )
-        place = {path: number for number, path in enumerate(paths)}
-        for task in tasks:
-            rows_of[task] = rows.take([place[path] for path in loaded[task].paths]), seconds
-    return rows_of, source_hash
+    return path
 
 
 def _check_request(sources: Sequence[FeatureSource], seeds: Sequence[int], output: Path) -> None:
@@ -67,93 +166,147 @@ def _check_request(sources: Sequence[FeatureSource], seeds: Sequence[int], outpu
         raise ValueError("`chance` is always reported and cannot be the name of a source; use another name.")
 
 
-def run_suite(
-    sources: Sequence[str] | Mapping[str, str],
-    tasks: str | Sequence[str],
-    data: str | Path,
-    output: str | Path,
-    search: str = "quick",
-    seeds: Sequence[int] = (0, 1, 2),
-    layers: str | Sequence[str] | None = None,
-    random_init_seed: int = 0,
-    cache_dir: str | Path | None = None,
-    window_seconds: float = 30.0,
-    precision: str = "fp32",
-    device: str = "cpu",
-    progress: bool = True,
-    allow_missing: bool = False,
-    trust_remote_code: bool = False,
-    export: str | Path | None = None,
-) -> Path:
-    """Probe sources on tasks and write `results.json`, with chance beside them.
+def _rows_of_tasks(
+    source: FeatureSource,
+    loaded: Mapping[str, TaskData],
+    seconds: Mapping[str, float | None],
+    digests: Mapping[Path, str],
+    **options,
+) -> tuple[dict[str, FeatureRows], str]:
+    """Rows of every task, and the hash of the source. Tasks whose rows are of one length share a pass."""
+    rows_of = {}
+    for length in dict.fromkeys(seconds.values()):
+        tasks = [task for task in loaded if seconds[task] == length]
+        paths = list(dict.fromkeys(path for task in tasks for path in loaded[task].paths))
+        known = [digests[path] for path in paths]
+        rows, source_hash = source_features(source, paths, known, row_seconds=length, **options)
+        place = {path: number for number, path in enumerate(paths)}
+        rows_of |= {task: rows.take([place[path] for path in loaded[task].paths]) for task in tasks}
+    return rows_of, source_hash
+
+
+def _predictions_file(source: str, task: str) -> str:
+    return f"predictions/{file_stem(source)}--{task}.npz"
+
+
+def _content(
+    results: Mapping[str, Mapping[str, ProbeResult]], about: Mapping[str, dict], search: str, settings: SuiteSettings
+) -> dict:
+    """What `results.json` holds of the results of each source on each task."""
+    layers = "all" if settings.layers is None else settings.layers
+    shared = {
+        "protocol": search,
+        "layers": layers if isinstance(layers, str) else list(layers),
+        "window_seconds": settings.window_seconds,
+    }
+    versions = {"library_versions": library_versions()}
+    records, means, estimates = [], [], {}
+    for name, by_task in results.items():
+        for task, result in by_task.items():
+            files = {"predictions": _predictions_file(name, task)}
+            records.extend(_records(result, about[name] | versions | files | shared))
+        estimates[name] = task_estimates({task: result.predictions for task, result in by_task.items()})
+        scores = {
+            task: {metric: result.scores[metric]["value"] for metric in value_metrics(task)}
+            for task, result in by_task.items()
+        }
+        interval = list(Estimate.mean(list(estimates[name].values())).interval)
+        names = {"source": name, "source_kind": about[name]["source_kind"], "tasks": list(by_task)}
+        means.append(names | averages(scores) | {"task_mean_interval": interval})
+    comparisons = [
+        {"source": name, "baseline": other, "task": task} | asdict(difference)
+        for name in results
+        for other in results
+        if about[name]["source_kind"] == "model" != about[other]["source_kind"]
+        for task, difference in differences(estimates[name], estimates[other]).items()
+    ]
+    sizes = {task: result.split_sizes for task, result in results[CHANCE].items()}
+    return shared | {"split_sizes": sizes, "records": records, "averages": means, "comparisons": comparisons}
+
+
+def _records(result: ProbeResult, about: Mapping) -> list[dict]:
+    """A record for each metric."""
+    choice, rows = result.choice, result.rows or {}
+    ensembles = [trained.ensemble for trained in result.probes]
+    shared = dict(about) | {
+        "task": result.task.name,
+        "synthetic": result.task.synthetic,
+        "split_sizes": result.split_sizes,
+        **{name: rows.get(name) for name in ("row_seconds", "num_rows", "dropped_rows")},
+        "excluded_tags": result.excluded_tags,
+        "differences": list(result.differences),
+        "layer": choice.layer if choice else None,
+        "probe_settings": asdict(choice.settings) if choice else None,
+        "validation_metric": result.task.primary_metric,
+        "validation_score": choice.score if choice else None,
+        "validation_by_layer": _validation(choice),
+        "pilot_by_layer": _validation(result.pilot),
+        "seeds": list(result.seeds),
+        # How the rows of a track were combined, for each seed; None where every track is one row.
+        "ensemble": ensembles if rows and rows["num_rows"] != result.split_sizes else None,
+    }
+    return [shared | {"metric": metric} | score for metric, score in result.scores.items()]
+
+
+def _validation(choice: Choice | None) -> dict[str, float]:
+    return {layer: best["score"] for layer, best in choice.by_layer.items()} if choice else {}
+
+
+def _write(output: Path, content: dict, results: Mapping[str, Mapping[str, ProbeResult]]) -> Path:
+    """Write `results.json` and the predictions; results of another run are kept in `earlier/`."""
+    keep_earlier_results(output, content["records"])
+    for name, by_task in results.items():
+        for task, result in by_task.items():
+            result.predictions.save(output / _predictions_file(name, task))
+    return write_results(output, content)
+
+
+_MEASURED = (
+    "source",
+    "source_kind",
+    "model_hash",
+    "task",
+    "metric",
+    "protocol",
+    "layers",
+    "window_seconds",
+    "row_seconds",
+    "seeds",
+    "split_sizes",
+    "differences",
+)
+"""Fields of a record that say what was measured."""
+
+
+def keep_earlier_results(output: Path, records: Sequence[Mapping]) -> None:
+    """Move the results in `output` to `output/earlier/1` (or 2, ...), unless `records` measure all of them again.
+
+    The predictions that they name go with them, and a warning says where they are.
 
     Args:
-        sources: see `sources.resolve_sources`: model folders or Hub ids, `random-init`, `mfcc`, `chroma`, `mel`.
-        tasks (`str` or `Sequence[str]`): task or group names.
-        data (`str` or `Path`): folder of the tasks' data.
-        output (`str` or `Path`): folder for results.json, `predictions/` and, unless `cache_dir` is given, `cache/`.
-            Results that are there and are not all measured again go to `earlier/1`, `earlier/2`, ...
-        search (`str`): name of the protocol.
-        seeds (`Sequence[int]`): probe seeds.
-        layers (`str` or `Sequence[str]`, *optional*): layers of models to try (`"conv"`, `"0"`, ...); by default all;
-            `"pilot"`: for each task only the one that `quick` chooses on validation. JukeMIR fixed its layer by a
-            pilot, too.
-        random_init_seed (`int`): seed of the weights of `random-init`.
-        cache_dir (`str` or `Path`, *optional*): where features and the scores of searches are kept.
-        window_seconds (`float`): longest piece that a model hears at once, in seconds.
-        precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
-        device (`str`): torch device.
-        progress (`bool`): show progress bars.
-        allow_missing (`bool`): leave out tracks without usable audio; see `load_task`.
-        trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
-        export (`str` or `Path`, *optional*): folder for the model with its chosen probe of the first seed, see
-            `export.plan_exports`.
-
-    Returns:
-        `Path`: of results.json.
-
-    Raises:
-        ValueError, OSError: before audio is read, if a name, layer or seed is unknown, data is missing, `output` is a
-            file or windows do not divide a task's clips; later, if a file cannot be heard.
+        output (`Path`): folder of a run, with or without `results.json` and `predictions/`.
+        records (`Sequence[Mapping]`): records that are to take the place of those in `results.json`.
     """
-    output = Path(output)
-    named_layers = partial(layers_to_try, search=get_search(search), layers=layers)
-    resolved = resolve_sources(sources, random_init_seed)
-    _check_request(resolved, seeds, output)
-    loaded = {name: load_task(name, data, allow_missing) for name in resolve_tasks(tasks)}
-    groups = _row_groups(loaded, search, window_seconds)
-    exports = plan_exports(resolved, list(loaded), export)
-    for task_data in loaded.values() if progress else ():
-        print(describe_check(task_data), file=sys.stderr)
-    paths = list(dict.fromkeys(path for task_data in loaded.values() for path in task_data.paths))
-    digests = dict(zip(paths, audio_digests(paths), strict=True))
-    options = {
-        "cache_dir": output / "cache" if cache_dir is None else Path(cache_dir),
-        "window_seconds": window_seconds,
-        "precision": precision,
-        "device": device,
-        "progress": progress,
-        "trust_remote_code": trust_remote_code,
-        "check_layers": None if layers in (None, PILOT) else named_layers,
-    }
-    collected = Collected(output, library_versions(), layers, window_seconds)
-    for source in resolved:
-        started = time.perf_counter()
-        rows_of, source_hash = _rows_of_tasks(source, loaded, groups, digests, **options)
-        extracted = time.perf_counter()
-        of_model = source.kind in ("model", RANDOM_INIT)
-        for task, task_data in loaded.items():
-            selected = select_rows(rows_of[task][0], task_data, rows_of[task][1])
-            of_search = options["cache_dir"] / "searches", f"{source.name} on {task}" if progress else None
-            result = probe(selected, task_data, search, seeds, device, layers if of_model else None, *of_search)
-            collected.keep(source.name, source.kind, task, result, source_hash)
-        collected.time(source.name, extracted - started, time.perf_counter() - extracted)
-    for task, task_data in loaded.items():
-        collected.keep(CHANCE, CHANCE, task, chance_result(task_data, search), None)
-    sizes = {task: task_data.split_sizes for task, task_data in loaded.items()}
-    path = collected.write(search, sizes)
-    models = {source.name: source.model for source in resolved}
-    for (name, task), folder in exports.items():
-        result = collected.results[name][task]
-        export_probe(result.probes[0], result.task, models[name], folder, search, result.scores, window_seconds)
-    return path
+    if not (output / RESULTS).is_file():
+        return
+    try:
+        old = read_results(output)["records"]
+    except ValueError:
+        old = None  # not ours, or damaged: kept as it is
+    if old is not None and {_measured(record) for record in old} <= {_measured(record) for record in records}:
+        return
+    named = {str(record.get("predictions")) for record in old or ()}
+    predictions = sorted(name for name in named if Path(name).parent == Path("predictions"))  # no other file
+    files = [RESULTS, *(name for name in predictions if (output / name).is_file())]
+    folder = next(path for number in count(1) if not (path := output / EARLIER / str(number)).exists())
+    with written_aside(folder) as copy:
+        for name in files:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(output / name, copy / name)
+    for name in files:  # copied first: a kill in between loses nothing
+        (output / name).unlink()
+    logger.warning("%s held results of another run; they are in %s now.", output, folder)
+
+
+def _measured(record: Mapping) -> str:
+    return json.dumps([record.get(name) for name in _MEASURED], sort_keys=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toy_tasks import SEARCH, toy_task
 
-from music2vec_hf.probing import choosing, evaluation
-from music2vec_hf.probing.choosing import choose_probe
+from music2vec_hf.probing import evaluation
+from music2vec_hf.probing.evaluation import choose_probe
 from music2vec_hf.probing.probes import ProbeData
 
 
@@ -26,13 +26,13 @@ def data():
 @pytest.fixture
 def trained(monkeypatch):
     """Layers and number of probes of every call of `train_probes`."""
-    calls, train = [], choosing.train_probes
+    calls, train = [], evaluation.train_probes
 
     def spy(jobs, *arguments, **options):
         calls.append((list(dict.fromkeys(job.layer for job in jobs)), len(jobs)))
         return train(jobs, *arguments, **options)
 
-    monkeypatch.setattr(choosing, "train_probes", spy)
+    monkeypatch.setattr(evaluation, "train_probes", spy)
     return calls
 
 
@@ -66,7 +66,7 @@ def test_whatever_changes_is_searched_anew(data, trained, tmp_path, change):
 
 @pytest.mark.parametrize("ended", range(1, 2 * len(SEARCH.settings)))
 def test_a_stopped_search_goes_on_with_the_probes_it_lacks(ended, data, trained, tmp_path, monkeypatch):
-    whole, append, kept = choose_probe(data, ["0", "1"], SEARCH), choosing._append, []
+    whole, append, kept = choose_probe(data, ["0", "1"], SEARCH), evaluation._keep_score, []
     trained.clear()
 
     def stop(*probe):
@@ -74,10 +74,10 @@ def test_a_stopped_search_goes_on_with_the_probes_it_lacks(ended, data, trained,
             raise KeyboardInterrupt
         kept.append(append(*probe))
 
-    monkeypatch.setattr(choosing, "_append", stop)
+    monkeypatch.setattr(evaluation, "_keep_score", stop)
     with pytest.raises(KeyboardInterrupt):
         choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path)
-    monkeypatch.setattr(choosing, "_append", append)
+    monkeypatch.setattr(evaluation, "_keep_score", append)
     assert choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path) == whole
     assert [number for _, number in trained] == [2 * len(SEARCH.settings), 2 * len(SEARCH.settings) - ended]
 

@@ -9,7 +9,7 @@ from music2vec_hf import Music2VecModel
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.report import write_report
-from music2vec_hf.probing.results import load_predictions
+from music2vec_hf.probing.scores import load_predictions
 
 
 @pytest.fixture

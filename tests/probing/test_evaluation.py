@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from toy_tasks import LABELS, SEARCH, SIZES, toy_task, with_targets
 
-from music2vec_hf.probing import choosing, evaluation
-from music2vec_hf.probing.ensembles import combine
-from music2vec_hf.probing.metrics import compute_metric
-from music2vec_hf.probing.rows import FeatureRows, select_rows
+from music2vec_hf.common.metrics import get_metric
+from music2vec_hf.probing import evaluation
+from music2vec_hf.probing.evaluation import select_rows
+from music2vec_hf.probing.probes import combine
+from music2vec_hf.probing.rows import FeatureRows
 from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
 
@@ -58,8 +59,7 @@ def test_only_the_chosen_layer_meets_test_features(monkeypatch):
         assert all(len(values) == SIZES["validation"] for values in data.validation_features.values())
         return probes
 
-    for module in (choosing, evaluation):
-        monkeypatch.setattr(module, "train_probes", spy)
+    monkeypatch.setattr(evaluation, "train_probes", spy)
     evaluation.probe(features, task_data, SEARCH, seeds=(0, 1))
     assert seen == [{"0", "1"}, {"1"}]
 
@@ -120,8 +120,8 @@ def test_a_song_is_scored_as_a_song_with_the_ensemble_that_validation_chose():
         clip_outputs = trained.predict(test.features["1"])
         np.testing.assert_array_equal(outputs, combine(clip_outputs, test.tracks, trained.ensemble))
         references = task_data.splits["test"].targets
-        song = compute_metric("weighted_key_score", references, outputs, KEYS)
-        clip = compute_metric("weighted_key_score", references[test.tracks], clip_outputs, KEYS)
+        song = get_metric("weighted_key_score")(references, outputs)
+        clip = get_metric("weighted_key_score")(references[test.tracks], clip_outputs)
         assert song > clip + 0.1
     assert np.mean(result.scores["weighted_key_score"]["per_seed"]) == result.scores["weighted_key_score"]["value"]
 

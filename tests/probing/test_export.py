@@ -18,9 +18,8 @@ from transformers import (
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
 from music2vec_hf.probing.export import export_probe, plan_exports
-from music2vec_hf.probing.probes import ProbeJob, TrainedProbe
-from music2vec_hf.probing.results import load_predictions
-from music2vec_hf.probing.searches import ProbeSettings
+from music2vec_hf.probing.probes import ProbeJob, ProbeSettings, TrainedProbe
+from music2vec_hf.probing.scores import load_predictions
 from music2vec_hf.probing.sources import resolve_sources, source_features
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.loading import TASKS, load_task
@@ -151,7 +150,15 @@ def test_a_run_exports_what_it_scored(model, tmp_path):
     tasks, layers = ["synthetic-genre", "synthetic-emotion"], ["2"]
     out = tmp_path / "exported"
     path = run_suite(
-        [str(model)], tasks, tmp_path / "corpus", tmp_path / "run", "quick", (3, 4), layers, progress=False, export=out
+        [str(model)],
+        tasks,
+        tmp_path / "corpus",
+        tmp_path / "run",
+        "quick",
+        (3, 4),
+        layers=layers,
+        progress=False,
+        export=out,
     )
     assert sorted(folder.name for folder in out.iterdir()) == sorted(tasks)
     for name in tasks:

@@ -8,13 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.probing import training
-from music2vec_hf.probing.ensembles import ENSEMBLES, combine
-from music2vec_hf.probing.metrics import compute_metric
-from music2vec_hf.probing.probes import ProbeData, ProbeJob
-from music2vec_hf.probing.searches import ProbeSettings, Search, get_search
-from music2vec_hf.probing.stacks import Draws, Features, Stack, Targets, initial_parameters, new_progress
-from music2vec_hf.probing.training import train_probes
+from music2vec_hf.probing.probes import ENSEMBLES, ProbeData, ProbeJob, ProbeSettings, Search, combine, get_search
+from music2vec_hf.probing.training import Draws, Features, Progress, Stack, Targets, initial_parameters, train_probes
 
 NUM_TRACKS, NUM_FEATURES = 150, 12
 SHORT = Search("short", (), max_steps=120, eval_every=10, patience=4)
@@ -48,7 +45,7 @@ def test_a_probe_trained_in_a_batch_equals_the_probe_trained_alone(problem_type)
     data = toy_data(problem_type)
     jobs = [ProbeJob(layer, one, seed) for layer in ("good", "noise") for one in SETTINGS for seed in (0, 1)]
     together = train_probes(jobs, data, SHORT)
-    alone = train_probes(jobs, data, SHORT, batched=False)
+    alone = [train_probes([job], data, SHORT)[0] for job in jobs]
     for batched, single in zip(together, alone, strict=True):
         assert batched.job == single.job and batched.step == single.step
         assert batched.score == pytest.approx(single.score, abs=1e-6)
@@ -83,7 +80,7 @@ def test_global_random_state_is_not_touched():
 
 def test_small_products_are_left_to_one_thread_and_the_callers_number_comes_back(monkeypatch):
     data, seen = toy_data(), []
-    monkeypatch.setattr(training, "_train_block", lambda *args: seen.append(torch.get_num_threads()) or {0: None})
+    monkeypatch.setattr(training, "_train_block", lambda *args: seen.append(torch.get_num_threads()) or [(0, None)])
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -178,7 +175,7 @@ def model_data(problem_type="single_label_classification", carrier="2", num_trai
 def test_every_protocol_trains_the_same_probe_in_a_batch_and_alone(name, steps):
     search, jobs = protocol(name, steps)
     data = model_data()
-    together, alone = train_probes(jobs, data, search), train_probes(jobs, data, search, batched=False)
+    together, alone = train_probes(jobs, data, search), [train_probes([job], data, search)[0] for job in jobs]
     for batched, single in zip(together, alone, strict=True):
         assert (batched.job, batched.step, batched.score) == (single.job, single.step, single.score)
         for one, other in zip(batched.parameters, single.parameters, strict=True):
@@ -192,11 +189,11 @@ def test_every_protocol_trains_the_same_probe_in_a_batch_and_alone(name, steps):
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
 def test_gradients_equal_those_of_autograd(problem_type, kind, layer):
-    """The products written out in `stacks.py`, against the loss of torch on the same draws."""
+    """The products written out in `training.py`, against the loss of torch on the same draws."""
     data = model_data(problem_type)
     settings = ProbeSettings(kind, dropout=0.25, dropout_input=0.5, batch_size=32, hidden_size=16)
     features, targets = Features(data, layer, True, "cpu"), Targets(data, "cpu")
-    probes = [new_progress(seed, ProbeJob(layer, settings, seed), SHORT) for seed in (0, 1)]
+    probes = [Progress(seed, ProbeJob(layer, settings, seed), SHORT) for seed in (0, 1)]
     stack = Stack(probes, features, data.num_outputs)
     draws = Draws(7, NUM_TRACKS, 32, False, torch.device("cpu"))
     with torch.no_grad():
@@ -268,14 +265,14 @@ def test_marble_looks_after_each_epoch_and_stops_by_its_task(monkeypatch):
 
 def test_marbles_plateau_halves_the_rate():
     search = get_search("marble").for_task("magnatagatune")
-    progress = new_progress(0, ProbeJob("2", search.settings[3], 0), search)
+    progress = Progress(0, ProbeJob("2", search.settings[3], 0), search)
     rates = []
     for epoch in range(1, 11):
         progress.better(0.5, "gmean", epoch)
         rates.append(progress.rate)
     # Epoch 1 is the best; the fourth in vain after it (patience 3) halves the rate, and so does the fourth after that.
     assert rates == [1e-3] * 4 + [5e-4] * 4 + [2.5e-4] * 2
-    other = new_progress(0, ProbeJob("2", search.settings[3], 0), get_search("jukemir"))
+    other = Progress(0, ProbeJob("2", search.settings[3], 0), get_search("jukemir"))
     assert [other.better(0.5, "gmean", step) for step in range(20)] == [True] + [False] * 19 and other.rate == 1e-3
 
 
@@ -349,13 +346,13 @@ def songs(num_songs=40, clips=4):
 def test_validation_scores_songs_not_clips():
     data = songs()
     (probe,) = train_probes([ProbeJob("1", SETTINGS[0], 0)], data, SHORT)
-    outputs = probe.predict(data.validation_features["1"])
+    outputs, score = probe.predict(data.validation_features["1"]), get_metric("weighted_key_score")
     by_song = {
-        way: compute_metric(
-            "weighted_key_score", data.validation_targets, combine(outputs, data.validation_tracks, way), ()
+        way: float(
+            get_metric("weighted_key_score")(data.validation_targets, combine(outputs, data.validation_tracks, way))
         )
         for way in ENSEMBLES
     }
     assert probe.score == pytest.approx(max(by_song.values())) and by_song[probe.ensemble] == max(by_song.values())
-    by_clip = compute_metric("weighted_key_score", data.validation_targets[data.validation_tracks], outputs, ())
+    by_clip = score(data.validation_targets[data.validation_tracks], outputs)
     assert probe.score > by_clip + 0.05

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from music2vec_hf.common.metrics import key_score_table
 from music2vec_hf.probing import report
-from music2vec_hf.probing.metrics import key_score_table
 from music2vec_hf.probing.report_figures import KEYS_BY_FIFTHS
 from music2vec_hf.probing.report_tables import comparison, layer_guide, layer_guide_rows, published_rows
-from music2vec_hf.probing.results import Predictions
+from music2vec_hf.probing.scores import Predictions
 
 SETTINGS = {"kind": "linear", "learning_rate": 0.01, "dropout": 0.0, "dropout_input": 0.25}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from music2vec_hf.probing.rows import FeatureRows, cut, row_seconds, select_rows
+from music2vec_hf.probing.evaluation import row_seconds, select_rows
+from music2vec_hf.probing.rows import FeatureRows, cut
 from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
 

@@ -5,9 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from music2vec_hf.probing.choosing import choose_probe
-from music2vec_hf.probing.probes import ProbeData
-from music2vec_hf.probing.searches import SEARCHES, ProbeSettings, Search, get_search, summed_layers
+from music2vec_hf.probing.evaluation import choose_probe
+from music2vec_hf.probing.probes import SEARCHES, ProbeData, ProbeSettings, Search, get_search, summed_layers
 from music2vec_hf.probing.tasks.loading import TASKS
 
 MODEL_LAYERS = ["conv", *map(str, range(13))]

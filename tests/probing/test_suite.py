@@ -11,78 +11,11 @@ from toy_tasks import SEARCH, toy_task
 
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing import suite
-from music2vec_hf.probing.results import (
-    Predictions,
-    averages,
-    paired_difference,
-    paired_difference_of_predictions,
-)
-from music2vec_hf.probing.searches import SEARCHES
+from music2vec_hf.probing.evaluation import probe
+from music2vec_hf.probing.probes import SEARCHES
+from music2vec_hf.probing.scores import Predictions, paired_difference
 from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, resolve_tasks
 from music2vec_hf.probing.tasks.songs import benchmark_split
-
-
-def test_both_averages_have_their_definition():
-    scores = {
-        "synthetic-genre": {"accuracy": 0.4},
-        "synthetic-tags": {"roc_auc": 0.8, "average_precision": 0.4},
-        "synthetic-emotion": {"r2_arousal": 0.3, "r2_valence": 0.1},
-    }
-    assert averages(scores) == {"task_mean": pytest.approx((0.4 + 0.6 + 0.2) / 3), "flat_mean": pytest.approx(2 / 5)}
-
-
-def noisy_predictions(noise, seed):
-    """Predictions of two tasks on the same 300 tracks, right but for noise."""
-    rng = np.random.default_rng(0)
-    ids = tuple(f"track-{number}" for number in range(300))
-    classes, values = rng.integers(0, 5, 300), rng.standard_normal((300, 2))
-    rng = np.random.default_rng(seed)
-    logits = np.eye(5)[classes] + noise * rng.standard_normal((2, 300, 5))
-    guesses = values + noise * rng.standard_normal((2, 300, 2))
-    emotion = Predictions("synthetic-emotion", ("arousal", "valence"), ids, values, guesses)
-    return {
-        "synthetic-genre": Predictions("synthetic-genre", tuple("abcde"), ids, classes, logits),
-        "synthetic-emotion": emotion,
-    }
-
-
-def test_paired_difference_of_equal_sources_is_zero_and_of_unequal_ones_is_found():
-    good, bad = noisy_predictions(0.4, 1), noisy_predictions(0.8, 2)
-    for difference in paired_difference_of_predictions(good, good).values():
-        assert difference.value == 0 and difference.interval == (0, 0)
-    there, back = paired_difference_of_predictions(good, bad), paired_difference_of_predictions(bad, good)
-    for name in ("synthetic-genre", "synthetic-emotion", "task_mean"):
-        assert there[name].interval[0] > 0 and back[name].value == pytest.approx(-there[name].value)
-    expected = np.mean([there[name].value for name in ("synthetic-genre", "synthetic-emotion")])
-    assert there["task_mean"].value == pytest.approx(expected)
-
-
-def test_paired_interval_is_narrower_than_an_unpaired_one():
-    good = noisy_predictions(0.6, 1)
-    item = good["synthetic-genre"]
-    shifted = item.outputs + 0.2 * np.random.default_rng(3).standard_normal(item.outputs.shape)
-    near = good | {"synthetic-genre": replace(item, outputs=shifted)}
-    low, high = paired_difference_of_predictions(good, near)["synthetic-genre"].interval
-    single = suite.score_predictions(item, ["accuracy"])["accuracy"]["interval"]
-    assert high - low < single[1] - single[0]
-
-
-def test_predictions_in_another_order_are_paired_by_track():
-    good, bad = noisy_predictions(0.4, 1), noisy_predictions(0.8, 2)
-    order = np.random.default_rng(4).permutation(300)
-    mixed = {
-        task: replace(
-            item,
-            track_ids=tuple(item.track_ids[row] for row in order),
-            references=item.references[order],
-            outputs=item.outputs[:, order],
-        )
-        for task, item in bad.items()
-    }
-    assert paired_difference_of_predictions(good, mixed) == paired_difference_of_predictions(good, bad)
-    fewer = {"synthetic-genre": replace(bad["synthetic-genre"], track_ids=("x",) * 300)}
-    with pytest.raises(ValueError, match="cannot be paired"):
-        paired_difference_of_predictions(good, fewer)
 
 
 def test_mistakes_get_a_sentence(tmp_path):
@@ -90,11 +23,11 @@ def test_mistakes_get_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="no task 'gtzam'; use one of synthetic, paper, synthetic-genre"):
         resolve_tasks("gtzam")
     with pytest.raises(ValueError, match=r"rows in the order of `task_data.paths`"):
-        suite.probe({"0": features["0"][:-1]}, task_data, SEARCH)
+        probe({"0": features["0"][:-1]}, task_data, SEARCH)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        suite.probe({"0": np.full_like(features["0"], np.nan)}, task_data, SEARCH)
+        probe({"0": np.full_like(features["0"], np.nan)}, task_data, SEARCH)
     with pytest.raises(ValueError, match="one or more different seeds"):
-        suite.probe(features, task_data, SEARCH, seeds=(1, 1))
+        probe(features, task_data, SEARCH, seeds=(1, 1))
     with pytest.raises(FileNotFoundError, match="no synthetic corpus; make one with `music2vec synth"):
         load_task("synthetic-key", tmp_path)
     with pytest.raises(FileNotFoundError, match="There are no results"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from music2vec_hf.probing.searches import ProbeSettings, Search
+from music2vec_hf.probing.probes import ProbeSettings, Search
 from music2vec_hf.probing.tasks.declarations import Split, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
 

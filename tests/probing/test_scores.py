@@ -1,0 +1,100 @@
+"""Scores with their intervals, averages over tasks, and paired differences of sources."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from music2vec_hf.probing.scores import (
+    Predictions,
+    averages,
+    draw_counts,
+    estimate,
+    paired_difference_of_predictions,
+    score_predictions,
+    task_counts,
+)
+
+
+def noisy_predictions(noise, seed):
+    """Predictions of two tasks on the same 300 tracks, right but for noise."""
+    rng = np.random.default_rng(0)
+    ids = tuple(f"track-{number}" for number in range(300))
+    classes, values = rng.integers(0, 5, 300), rng.standard_normal((300, 2))
+    rng = np.random.default_rng(seed)
+    logits = np.eye(5)[classes] + noise * rng.standard_normal((2, 300, 5))
+    guesses = values + noise * rng.standard_normal((2, 300, 2))
+    return {
+        "synthetic-genre": Predictions("synthetic-genre", tuple("abcde"), ids, classes, logits),
+        "synthetic-emotion": Predictions("synthetic-emotion", ("arousal", "valence"), ids, values, guesses),
+    }
+
+
+def test_the_interval_covers_the_true_accuracy_about_95_times_in_100():
+    rng = np.random.default_rng(6)
+    logits = np.tile([1.0, 0.0], (1, 300, 1))
+    covered = 0
+    for number in range(200):
+        references = (rng.random(300) >= 0.7).astype(int)  # always guessing class 0 is right with probability 0.7
+        predictions = Predictions("", ("0", "1"), tuple(map(str, range(300))), references, logits)
+        low, high = estimate(predictions, "accuracy", draw_counts(300, 300, seed=number)).interval
+        covered += low <= 0.7 <= high
+    # 0.95 x 200 = 190, binomial standard deviation 3.1; percentile intervals cover slightly less than promised.
+    assert 178 <= covered <= 199
+
+
+def test_tasks_on_the_same_tracks_share_their_resamples():
+    counts = task_counts({"one": ["a", "b", "c"], "two": ["c", "a", "b"], "three": ["x", "y", "z"]}, 50, seed=0)
+    np.testing.assert_array_equal(counts["one"][:, [2, 0, 1]], counts["two"])
+    assert (counts["one"] != counts["three"]).any()
+    assert (counts["one"].sum(axis=1) == 3).all()
+
+
+def test_both_averages_have_their_definition():
+    scores = {
+        "synthetic-genre": {"accuracy": 0.4},
+        "synthetic-tags": {"roc_auc": 0.8, "average_precision": 0.4},
+        "synthetic-emotion": {"r2_arousal": 0.3, "r2_valence": 0.1},
+    }
+    assert averages(scores) == {"task_mean": pytest.approx((0.4 + 0.6 + 0.2) / 3), "flat_mean": pytest.approx(2 / 5)}
+
+
+def test_the_difference_of_equal_sources_is_zero_and_of_unequal_ones_is_found():
+    good, bad = noisy_predictions(0.4, 1), noisy_predictions(0.8, 2)
+    for difference in paired_difference_of_predictions(good, good).values():
+        assert difference.value == 0 and difference.interval == (0, 0)
+    there, back = paired_difference_of_predictions(good, bad), paired_difference_of_predictions(bad, good)
+    for name in ("synthetic-genre", "synthetic-emotion", "task_mean"):
+        assert there[name].interval[0] > 0 and back[name].value == pytest.approx(-there[name].value)
+    expected = np.mean([there[name].value for name in ("synthetic-genre", "synthetic-emotion")])
+    assert there["task_mean"].value == pytest.approx(expected)
+
+
+def test_a_paired_interval_is_narrower_than_an_unpaired_one():
+    good = noisy_predictions(0.6, 1)
+    item = good["synthetic-genre"]
+    shifted = item.outputs + 0.2 * np.random.default_rng(3).standard_normal(item.outputs.shape)
+    near = good | {"synthetic-genre": replace(item, outputs=shifted)}
+    low, high = paired_difference_of_predictions(good, near)["synthetic-genre"].interval
+    single = score_predictions(item, ["accuracy"])["accuracy"]["interval"]
+    assert high - low < single[1] - single[0]
+
+
+def test_predictions_in_another_order_are_paired_by_track():
+    good, bad = noisy_predictions(0.4, 1), noisy_predictions(0.8, 2)
+    order = np.random.default_rng(4).permutation(300)
+    mixed = {
+        task: replace(
+            item,
+            track_ids=tuple(item.track_ids[row] for row in order),
+            references=item.references[order],
+            outputs=item.outputs[:, order],
+        )
+        for task, item in bad.items()
+    }
+    assert paired_difference_of_predictions(good, mixed) == paired_difference_of_predictions(good, bad)
+    fewer = {"synthetic-genre": replace(bad["synthetic-genre"], track_ids=("x",) * 300)}
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_difference_of_predictions(good, fewer)
+    with pytest.raises(ValueError, match="No common task"):
+        paired_difference_of_predictions(good, {"other": bad["synthetic-genre"]})
