@@ -13,6 +13,16 @@ MOVED: dict[str, tuple[str, ...]] = {
     "data.audio": ("audio.reading", "audio.decoding", "audio.resampling"),
     "data.clips": ("corpus.clips",),
     "data.corpus": ("corpus.loading", "corpus.prepare"),
+    "probing.bootstrap": ("probing.scores",),
+    "probing.choosing": ("probing.evaluation",),
+    "probing.earlier": ("probing.suite",),
+    "probing.ensembles": ("probing.probes",),
+    "probing.metrics": ("common.metrics",),
+    "probing.records": ("probing.suite",),
+    "probing.results": ("probing.scores", "common.results"),
+    "probing.searches": ("probing.probes",),
+    "probing.selection": ("probing.probes",),
+    "probing.stacks": ("probing.training",),
     "push": ("hub.push",),
 }
 
