@@ -22,8 +22,8 @@ def add_export_verbs(verb) -> None:
 
 
 def convert(args) -> None:
-    """See [`music2vec_hf.hub.fairseq.convert_fairseq_checkpoint`]."""
-    from music2vec_hf.hub.fairseq import convert_fairseq_checkpoint
+    """See [`music2vec_hf.hub.conversion.convert_fairseq_checkpoint`]."""
+    from music2vec_hf.hub.conversion import convert_fairseq_checkpoint
 
     print(convert_fairseq_checkpoint(args.checkpoint, args.out))
 

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -47,7 +48,7 @@ def render(template: Path, **content) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"text": _unchanged if is_page else markdown_text, "code": markdown_code}
-    environment.globals["table"] = markdown_table
+    environment.globals["table"] = partial(markdown_table, compact=True)
     text = printable(environment.get_template(template.name).render(**content))
     return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n".strip("\n") + "\n"
 
@@ -83,14 +84,18 @@ def markdown_code(text: object) -> str:
     return Markdown(f"{fence}{space}{line}{space}{fence}")
 
 
-def markdown_table(header: Iterable[object], rows: Iterable[Sequence[object]]) -> str:
+def markdown_table(header: Iterable[object], rows: Iterable[Sequence[object]], compact: bool = False) -> str:
     """A Markdown table whose columns are aligned in plain text, too: all but the first to the right.
 
     Args:
         header: titles of the columns.
         rows: cells, which are escaped unless they are [`Markdown`].
+        compact (`bool`): nothing is aligned; this is how templates have it.
     """
     lines = [[re.sub(r"(?<!\\)\|", r"\\|", markdown_text(cell)) for cell in line] for line in (header, *rows)]
+    if compact:
+        first, *others = (f"| {' | '.join(line)} |" for line in lines)
+        return Markdown("\n".join([first, f"|{' --- |' * len(lines[0])}", *others]))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
     text = []

@@ -23,7 +23,7 @@ def read_json(path: str | os.PathLike, advice: str = "save or copy it again") ->
     """
     content = _parse(path, advice)
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' is not a JSON object; {advice}.")
+        raise ValueError(f"{path} is not a JSON object; {advice}.")
     return content
 
 
@@ -31,7 +31,7 @@ def _parse(path: str | os.PathLike, advice: str):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"'{path}' is not JSON ({error}); {advice}.") from error
+        raise ValueError(f"{path} is not JSON ({error}); {advice}.") from error
 
 
 def read_results(path: str | os.PathLike) -> dict:

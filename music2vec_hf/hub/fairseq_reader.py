@@ -1,8 +1,8 @@
 """Reads a torch checkpoint that names classes of other libraries, without running what it says.
 
 A checkpoint is a pickle, and a pickle is a program: it names functions and says what to call them with. Here only the
-few that rebuild tensors and containers are what they seem. Every other name becomes an [`Inert`] stand-in, which keeps
-what it is given and does nothing, so that neither omegaconf, argparse nor fairseq is needed or imported.
+few that rebuild tensors and containers are called. Every other name becomes an [`Inert`] placeholder, which keeps what
+it is given and does nothing, so that neither omegaconf, argparse nor fairseq is needed or imported.
 """
 
 import functools
@@ -24,7 +24,7 @@ _READ_ERRORS = (
 
 
 class Inert:
-    """Stands in for an instance of a class, or a result of a function, that a checkpoint names and we do not run.
+    """In place of an instance of a class, or a result of a function, that a checkpoint names and we do not run.
 
     `args` is what it was made from, `state` what it was given afterwards; items put into it are dropped.
     """
@@ -125,7 +125,7 @@ def read_checkpoint(checkpoint: str | Path) -> dict:
 
 
 def plain_values(value, depth: int = 0):
-    """Plain values out of dicts, lists and inert stand-ins for namespaces, omegaconf nodes and enums.
+    """Plain values out of dicts, lists and inert placeholders for namespaces, omegaconf nodes and enums.
 
     Args:
         value: anything from [`read_checkpoint`].

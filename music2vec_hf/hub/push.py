@@ -1,21 +1,42 @@
 """A model folder to the Hub: weights, extractor, generated card, and the code that loads them without this library."""
 
+import importlib
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from music2vec_hf.common.files import check_new_folder, written_aside
 from music2vec_hf.common.hub import explain_push_errors
-from music2vec_hf.hub.model_card import write_model_card
-from music2vec_hf.hub.model_facts import RESULTS, read_model_config, read_scores, weight_files
-from music2vec_hf.hub.remote_code import CONFIG, EXTRACTOR, with_remote_code
+from music2vec_hf.common.results import RESULTS, read_json, with_format
+from music2vec_hf.hub.card import CONFIG, PARTS, read_model_config, read_scores, weight_files, write_model_card
+from music2vec_hf.model.configuration_music2vec import Music2VecConfig
+from music2vec_hf.model.encoder_music2vec import Music2VecModel
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.model.heads_music2vec import Music2VecForAudioFrameClassification, Music2VecForSequenceClassification
+from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
+from music2vec_hf.model.pipeline_music2vec import CUSTOM_PIPELINES, Music2VecAudioClassificationPipeline
 
-CARD = "README.md"
+CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Left in a repository from an earlier push they would be loaded instead of, or beside, the new ones.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+# File -> Auto class -> ours. `save_pretrained` would only name the class that is being saved.
+_AUTO_CLASSES = {
+    CONFIG: {
+        "AutoConfig": Music2VecConfig,
+        "AutoModel": Music2VecModel,
+        "AutoModelForPreTraining": Music2VecForPreTraining,
+        "AutoModelForAudioClassification": Music2VecForSequenceClassification,
+        "AutoModelForAudioFrameClassification": Music2VecForAudioFrameClassification,
+    },
+    EXTRACTOR: {"AutoFeatureExtractor": Music2VecFeatureExtractor},
+}
 
 
 @dataclass(frozen=True)
@@ -43,20 +64,21 @@ class Publication:
         Raises:
             ValueError: if `out` exists and is not empty.
         """
-        out = Path(out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} exists and is not empty. Name a new folder.")
-        out.mkdir(parents=True, exist_ok=True)
-        for name, file in self.files.items():
-            (out / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-        return out
+        with written_aside(check_new_folder(out, "the files of the push")) as folder:
+            folder.mkdir()
+            for name, file in self.files.items():
+                if isinstance(file, bytes):
+                    (folder / name).write_bytes(file)
+                else:
+                    shutil.copyfile(file, folder / name)
+        return Path(out)
 
 
 def make_publication(
     folder: str | Path,
     repo_id: str,
     licence: str | None,
-    results: list[str | Path] | None = None,
+    results: Sequence[str | Path] | None = None,
     revision: str | None = None,
 ) -> Publication:
     """Collect what a push uploads: configuration, weights, extractor, code, scores and card; never training state.
@@ -65,7 +87,7 @@ def make_publication(
         folder (`str` or `Path`): a finished run, one of its checkpoints, or any Music2Vec or data2vec-audio model.
         repo_id (`str`): `user/name`, for the card.
         licence (`str`, *optional*): identifier of the Hub for the weights' licence.
-        results (`list`, *optional*): results.json files; see [`read_scores`].
+        results (`Sequence`, *optional*): results.json files; see [`read_scores`].
         revision (`str`, *optional*): branch, for the card.
 
     Raises:
@@ -84,22 +106,49 @@ def make_publication(
             f"The licence of the weights {given}. Add --license with one of the Hub's identifiers, for example "
             "apache-2.0, mit, cc-by-4.0 or cc-by-nc-4.0, as far as the rights in the training audio allow."
         )
-    files: dict[str, Path | bytes] = {path.name: path for path in [folder / CONFIG, folder / EXTRACTOR]}
+    files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG, EXTRACTOR)}
     files |= {path.name: path for path in weight_files(folder)}
     if config["model_type"] == "music2vec":
         files |= with_remote_code(folder)
     scores = read_scores(folder, results)
     if scores["records"]:
-        files[RESULTS] = (json.dumps(_as_results(scores), indent=1) + "\n").encode()
+        rows = {part: [{k: v for k, v in row.items() if k != "of_model"} for row in scores[part]] for part in PARTS}
+        files[RESULTS] = (json.dumps(with_format(rows), indent=1) + "\n").encode()
     files[CARD] = write_model_card(folder, repo_id, licence, scores, revision).encode()
     return Publication(files, sorted(path.name for path in folder.iterdir() if path.name not in files))
 
 
-def _as_results(scores: dict) -> dict:
-    """Scores in the format of results.json, as `music2vec report` reads it."""
-    parts = ("records", "averages", "comparisons")
-    rows = {part: [{k: v for k, v in row.items() if k != "of_model"} for row in scores[part]] for part in parts}
-    return {"format_version": scores["format_version"]} | rows
+def with_remote_code(folder: str | Path) -> dict[str, Path | bytes]:
+    """The files that let transformers load a Music2Vec folder by `trust_remote_code=True`.
+
+    Args:
+        folder (`str` or `Path`): with `config.json` and `preprocessor_config.json`.
+
+    Returns:
+        `dict[str, Path | bytes]`: name to file: the two with `auto_map` (and, for a head for clips, the pipeline), and
+        the Python files that these name, with all that they import from each other.
+
+    Source: transformers `dynamic_module_utils.custom_object_save`.
+    """
+    modules = {Music2VecAudioClassificationPipeline.__module__}
+    files: dict[str, Path | bytes] = {}
+    for name, classes in _AUTO_CLASSES.items():
+        content = read_json(Path(folder) / name)
+        if name == CONFIG or content.get("feature_extractor_type") == Music2VecFeatureExtractor.__name__:
+            content["auto_map"] = {auto: f"{_file_of(cls)}.{cls.__name__}" for auto, cls in classes.items()}
+        if Music2VecForSequenceClassification.__name__ in (content.get("architectures") or ()):
+            content["custom_pipelines"] = CUSTOM_PIPELINES
+        files[name] = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+        modules |= {cls.__module__ for cls in classes.values()}
+    for module in sorted(modules):
+        source = importlib.import_module(module).__file__
+        for path in map(Path, [source, *get_relative_import_files(source)]):
+            files[path.name] = path
+    return files
+
+
+def _file_of(cls: type) -> str:
+    return cls.__module__.rpartition(".")[2]
 
 
 def push_model(publication: Publication, repo_id: str, private: bool = False, revision: str | None = None) -> str:
@@ -132,4 +181,4 @@ def push_model(publication: Publication, repo_id: str, private: bool = False, re
     return str(url)
 
 
-__all__ = ["Publication", "make_publication", "push_model"]
+__all__ = ["Publication", "make_publication", "push_model", "with_remote_code"]

@@ -67,7 +67,7 @@ def test_templates(tmp_path):
     (tmp_path / "x.md.jinja").write_text("# {{ name | text }}\n\n\n\n{{ table(['a'], [[name]]) }}\n")
     page = render(tmp_path / "x.html.jinja", title="a & b", notices=["<i>"], versions={}, name="<x>\udce9")
     assert "<p>&lt;x&gt;\\xe9</p>" in page and "<h1>a &amp; b</h1>" in page and "&lt;i&gt;</p>" in page
-    assert render(tmp_path / "x.md.jinja", name="a|<") == "# a\\|&lt;\n\n| a       |\n|---------|\n| a\\|&lt; |\n"
+    assert render(tmp_path / "x.md.jinja", name="a|<") == "# a\\|&lt;\n\n| a |\n| --- |\n| a\\|&lt; |\n"
     with pytest.raises(jinja2.UndefinedError, match="title"):
         render(tmp_path / "x.html.jinja")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from music2vec_hf import EMATeacher, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
 from music2vec_hf.cli import main
-from music2vec_hf.hub.fairseq import convert_fairseq_checkpoint, parse_conv_layers
+from music2vec_hf.hub.conversion import convert_fairseq_checkpoint, parse_conv_layers
 from music2vec_hf.hub.fairseq_reader import read_checkpoint
 
 

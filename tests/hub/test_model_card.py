@@ -11,9 +11,8 @@ from huggingface_hub import EvalResult, ModelCard, metadata_load
 from safetensors.torch import load_file, save_file
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForSequenceClassification
-from music2vec_hf.features import embeddings
-from music2vec_hf.hub.model_card import write_model_card
-from music2vec_hf.hub.model_facts import read_run, read_scores
+from music2vec_hf.features.embedding_model import load_model, model_hash
+from music2vec_hf.hub.card import describe_run, read_scores, write_model_card
 
 REPO = "someone/tiny"
 
@@ -78,7 +77,7 @@ def write_results(folder, where, model_hash, **changes):
 
 
 def hash_of(folder):
-    return embeddings.model_hash(embeddings.load_model(folder)[0])
+    return model_hash(load_model(folder)[0])
 
 
 def test_without_run_and_results_it_says_so(folder):
@@ -213,7 +212,7 @@ def write_run(folder, run=RUN):
 
 def test_a_run_is_added_up(folder):
     write_run(folder)
-    run = read_run(folder)
+    run = describe_run(folder)
     assert (run["steps"], run["loss"], run["skipped_updates"]) == (80, 1.0, 2)
     assert run["hours_heard"] == pytest.approx(80 * 90 / 3600)
     assert run["hours_worked"] == pytest.approx((40 * 9 + 40 * 1) / 3600)
@@ -237,12 +236,12 @@ def test_a_checkpoint_has_only_its_own_steps(folder):
     for name in ("run.json", "metrics.jsonl"):
         (checkpoint / name).unlink()
     (checkpoint / "trainer_state.json").write_text(json.dumps({"step": 40, "recipe": {}}))
-    run = read_run(checkpoint)
+    run = describe_run(checkpoint)
     assert run["steps"] == 40 and run["hours_worked"] == pytest.approx(0.1) and len(run["sessions"]) == 1
     assert "GPU X" not in card_of(checkpoint)
     # What Trainer calls so is another run.
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 40}))
-    assert read_run(checkpoint) is None
+    assert describe_run(checkpoint) is None
 
 
 def test_the_corpus_is_described_by_its_own_summary(folder):

@@ -21,8 +21,7 @@ from music2vec_hf import (
     Music2VecForSequenceClassification,
     Music2VecModel,
 )
-from music2vec_hf.hub.push import make_publication
-from music2vec_hf.hub.remote_code import with_remote_code
+from music2vec_hf.hub.push import make_publication, with_remote_code
 
 BLOCKER = """
 import sys

@@ -28,7 +28,7 @@ from music2vec_hf import (
     embed,
 )
 from music2vec_hf.audio.reading import read_audio
-from music2vec_hf.hub.remote_code import with_remote_code
+from music2vec_hf.hub.push import with_remote_code
 
 TASK = "audio-classification"
 LABELS = ["arousal", "brass", "calm", "drums", "energy", "flute"]

@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from toy_run import toy
 
-from music2vec_hf.hub.model_facts import read_run
+from music2vec_hf.hub.card import describe_run
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
 from music2vec_hf.pretraining.loop import pretrain
 from music2vec_hf.pretraining.run_record import nearest_recipe, write_run_record
@@ -30,7 +30,7 @@ def test_a_run_says_what_it_is_and_the_card_reads_it(toy_corpus, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert str(tmp_path) not in json.dumps(record) and str(toy_corpus) not in json.dumps(record)
     assert record["corpus"]["name"] == toy_corpus.name and " h of audio" in record["corpus"]["audio"]
-    run = read_run(tmp_path / "run")
+    run = describe_run(tmp_path / "run")
     assert run["steps"] == recipe.max_steps
     heard = recipe.max_steps * recipe.rows_per_update * recipe.crop_seconds
     assert run["hours_heard"] == pytest.approx(heard / 3600)
