@@ -360,9 +360,4 @@ def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     return out
 
 
-__all__ = [
-    "convert_fairseq_checkpoint",
-    "convert_fairseq_state_dict",
-    "export_data2vec_audio",
-    "parse_conv_layers",
-]
+__all__ = ["convert_fairseq_checkpoint", "convert_fairseq_state_dict", "export_data2vec_audio", "parse_conv_layers"]
