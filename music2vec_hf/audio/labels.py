@@ -2,16 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List
 
-from music2vec_hf.audio.containers import type_metadata
-from music2vec_hf.audio.folder_metadata import read_folder_metadata
-from music2vec_hf.audio.listing import Track, hash_track_id
-from music2vec_hf.audio.reading import find_audio_files
+from music2vec_hf.audio.containers import METADATA_FILES, read_table
+from music2vec_hf.audio.listing import Track, find_files, list_tracks
 
 CLASSES, TAGS, VALUES = "single_label_classification", "multi_label_classification", "regression"
 
@@ -182,39 +180,50 @@ def _split_tags(tags) -> list:
 
 
 def list_labelled(folder: str | os.PathLike) -> list[Track]:
-    """The audio files of a folder, with what their metadata or the names of their folders say of them.
+    """The audio files of a folder, with what tables or the names of their folders say of them.
 
-    Metadata is that of [`read_folder_metadata`]. Without any, `label` is the name of the folder that a file lies in,
-    and None where that is the folder of a split. The split is a file's `split` in the metadata, or else the folder
-    below `folder` that it lies in.
+    [`list_source`] reads the tables. Without any, `label` is [`folder_label`]. The split is a file's `split` in a
+    table that has such a column, or else the folder below `folder` that it lies in. A file that no table names has no
+    metadata.
 
     Returns:
-        `list[Track]`: with absolute paths, in the order of the metadata or of the paths.
+        `list[Track]`: with absolute paths, in the order of [`list_source`].
 
     Raises:
-        ValueError: as [`read_folder_metadata`].
+        ValueError: as [`list_source`]; if a row of a table or a folder cannot be used.
     """
-    root = Path(os.path.abspath(folder))
-    table = read_folder_metadata(folder, as_text=True)
-    if table is None:
-        paths = [Path(os.path.abspath(path)) for path in find_audio_files(folder)]
-        rows = [{"label": _folder_label(path.relative_to(root).parts)} for path in paths]
-    else:
-        paths = [Path(path) for path in table.index]
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
-        as_text = all(value is None or isinstance(value, str) for row in rows for value in row.values())
-        _, rows = type_metadata(folder, rows, leave_out=(), as_text=as_text)
+    found = find_files(folder)
+    listing = list_tracks(folder, found)
+    # All of them, so that one that cannot be used is an error.
+    tables = [read_table(path) for path in sorted(Path(folder).rglob("metadata.*")) if path.name in METADATA_FILES]
+    named = {
+        os.path.abspath(table.path.parent / str(row.get(table.path_column) or ""))
+        for table in tables
+        for row in table.rows
+    }
+    if listing.rejects:
+        name, reason = listing.rejects[0]
+        raise ValueError(f"{folder}: {len(listing.rejects)} entries cannot be used, the first is {name}: {reason}")
     tracks = []
-    for path, row in zip(paths, rows, strict=True):
-        source = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-        track_id = str(row.pop("manifest_track_id", None) or hash_track_id(source))
-        split = str(row.get("split") or source.split("/")[0])
-        tracks.append(Track(path, source, track_id, split, metadata=row))
+    for track in listing.tracks:
+        path = Path(os.path.abspath(track.path))
+        row = track.metadata if found.kind == "manifest" or str(path) in named else {}
+        if found.kind != "manifest" and not tables:
+            row = {"label": folder_label(track.source)}
+        split = row.get("split") if "split" in listing.metadata_types else track.source.split("/")[0]
+        tracks.append(replace(track, path=path, split=str(split or ""), metadata=row))
     return tracks
 
 
-def _folder_label(parts: Sequence[str]) -> str | None:
-    folders = parts[1:-1] if parts[0] in _SPLIT_FOLDERS else parts[:-1]
+def folder_label(source: str) -> str | None:
+    """The name of the folder that a file lies in; None at the top, or where that is the folder of a split.
+
+    Args:
+        source (`str`): path of the file relative to the data set's folder.
+    """
+    *folders, _ = source.split("/")
+    if folders and folders[0] in _SPLIT_FOLDERS:
+        del folders[0]
     return folders[-1] if folders else None
 
 
@@ -226,6 +235,7 @@ __all__ = [
     "Labels",
     "class_label",
     "find_labels",
+    "folder_label",
     "label_values",
     "list_labelled",
     "make_targets",

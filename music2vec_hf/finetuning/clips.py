@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from music2vec_hf.audio.labels import list_labelled
-from music2vec_hf.audio.listing import Track, find_files
+from music2vec_hf.audio.listing import find_files
 from music2vec_hf.audio.reading import find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.loading import clip_lengths, load_corpus, read_crop
@@ -18,43 +18,33 @@ from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtr
 
 
 def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
-    """[`load_corpus`] for one split, with the labels of a folder of audio files as [`list_labelled`] reads them.
+    """[`load_corpus`] for one split; a folder of audio files without tables gets the labels of [`list_labelled`].
 
     Raises:
-        ValueError: as in [`load_corpus`] and [`list_labelled`]; if the split is empty or the metadata lacks files of
-            it.
+        ValueError: as in [`load_corpus`] and [`list_labelled`]; if the split is empty, or the tables of a folder do
+            not name all its files.
     """
     found = find_files(corpus)
-    if found.kind in ("audiofolder", "manifest") and os.path.isdir(corpus):
-        tracks = {os.fspath(track.path): track for track in list_labelled(corpus)}
-        own_splits = any("split" in track.metadata for track in tracks.values())
-        dataset = _with_labels(load_corpus(corpus, "all" if own_splits else split), tracks, corpus)
-        if own_splits:
-            dataset = dataset.select([row for row, name in enumerate(dataset["split"][:]) if name == split])
-    else:
-        try:
-            dataset = load_corpus(corpus, split)
-        except ValueError as error:  # Parquet without a row: `datasets` does not say which
-            if "corresponds to no data" not in str(error):
-                raise
-            dataset = ()
+    tracks = {}
+    if os.path.isdir(corpus) and found.kind in ("audiofolder", "manifest"):
+        tracks = {os.fspath(track.path): track for track in list_labelled(corpus) if track.metadata}
+    try:
+        dataset = load_corpus(corpus, split)
+    except ValueError as error:  # Parquet without a row: `datasets` does not say which
+        if "corresponds to no data" not in str(error):
+            raise
+        dataset = ()
     if len(dataset) == 0:
         raise ValueError(f"The split {split} of {corpus} is empty. Name a split with clips in it.")
-    return dataset
-
-
-def _with_labels(dataset: Corpus, tracks: dict[str, Track], corpus: str | os.PathLike) -> Corpus:
-    """The rows of a folder of audio files with what is said of their files."""
-    missing = [path for path in map(os.path.abspath, find_audio_files(corpus)) if path not in tracks]
-    if missing:
-        raise ValueError(
-            f"The metadata of {corpus} does not name {len(missing)} of the files, the first is {missing[0]}."
-        )
-    paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
-    rows = [{**tracks[path].metadata, "track_id": tracks[path].track_id} for path in paths]
-    for name in rows[0]:
-        if name not in dataset.column_names:
-            dataset = dataset.add_column(name, [row[name] for row in rows])
+    if tracks:
+        paths = [os.path.abspath(audio["path"]) for audio in dataset["audio"][:]]
+        missing = [path for path in map(os.path.abspath, find_audio_files(corpus)) if path not in tracks]
+        if missing and (found.kind == "manifest" or not {*missing}.isdisjoint(paths)):
+            raise ValueError(
+                f"The metadata of {corpus} does not name {len(missing)} of the files, the first is {missing[0]}."
+            )
+        if found.kind == "audiofolder" and not found.tables:
+            dataset = dataset.add_column("label", [tracks[path].metadata["label"] for path in paths])
     return dataset
 
 

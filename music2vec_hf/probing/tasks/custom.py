@@ -7,8 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, config, load_dataset, load_from_disk
 
-from music2vec_hf.audio.containers import name_audio_column
-from music2vec_hf.audio.folder_metadata import METADATA_FILES
+from music2vec_hf.audio.containers import METADATA_FILES, name_audio_column
 from music2vec_hf.audio.labels import (
     SPLIT_NAMES,
     VALUES,
@@ -100,7 +99,7 @@ def _by_split(folder: Path, names: Sequence[str]) -> dict[str, set[str]]:
 
 def _list_files(folder: Path, track_id: str) -> dict[str, _Part]:
     """Audio files of a folder by split; `track_id` is the field of a `Track` by which they are called."""
-    tracks = list_labelled(folder)
+    tracks = [track for track in list_labelled(folder) if track.metadata]
     table = Dataset.from_list([{**track.metadata, "track_id": getattr(track, track_id)} for track in tracks])
     parts = {}
     for split, names in _by_split(folder, [track.split for track in tracks]).items():
