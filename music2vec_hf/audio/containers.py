@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Audio, Dataset, Features, IterableDataset, Value
 
 from music2vec_hf.audio.decoding import AudioError, is_audio_file
+from music2vec_hf.common.names import storable
 
 PATH_COLUMNS = ("file_name", "path", "file")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -195,7 +196,7 @@ def type_metadata(
     for name in kept:
         values = [row.get(name) for row in rows]
         renamed = f"manifest_{name}" if name in CORPUS_COLUMNS else name
-        columns[renamed] = _parse_column(values) if as_text else values
+        columns[renamed] = _parse_column(values) if as_text else list(map(storable, values))
         try:
             found = pa.array(columns[renamed]).type
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

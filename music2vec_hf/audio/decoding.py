@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from music2vec_hf.audio.lengths import Length, PatchedFile, measure_length
+from music2vec_hf.common.names import printable
 
 SOUNDFILE_SUFFIXES = frozenset(
     ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .caf".split()
@@ -121,7 +122,9 @@ class SoundfileDecoder:
     def _open(self) -> soundfile.SoundFile:
         in_memory = isinstance(self._source, bytes)
         if not (self._length.patches or self._length.prefix):
-            return soundfile.SoundFile(io.BytesIO(self._source) if in_memory else self._source)
+            # soundfile encodes a path itself, which fails for a name that is not UTF-8.
+            path = self._source if in_memory or os.name == "nt" else os.fsencode(self._source)
+            return soundfile.SoundFile(io.BytesIO(self._source) if in_memory else path)
         file = io.BytesIO(self._source) if in_memory else open(self._source, "rb")
         return soundfile.SoundFile(PatchedFile(file, self._length))
 
@@ -263,15 +266,10 @@ def is_audio_file(name: str) -> bool:
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in AUDIO_SUFFIXES
 
 
-def printable(name: str) -> str:
-    """A file's name as valid Unicode; it may hold any bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
 def source_name(source: AudioSource) -> str:
     """What errors call this source: the path, the file object's name, or the number of bytes."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
+        return printable(os.fspath(source))
     if isinstance(source, bytes):
         return f"{len(source)} bytes in memory"
     return str(getattr(source, "name", "a file object"))
@@ -317,8 +315,9 @@ def _first_bytes(source: str | os.PathLike | bytes, name: str) -> tuple[bytes, s
         try:
             with open(source, "rb") as file:
                 head = file.read(16)
-        except OSError as error:
-            raise AudioError(name, "unreadable", f"it cannot be opened ({error.strerror}).") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            reason = getattr(error, "strerror", None) or error
+            raise AudioError(name, "unreadable", f"it cannot be opened ({reason}).") from error
     if not head:
         raise AudioError(name, "empty", "it has 0 bytes.")
     return head, source

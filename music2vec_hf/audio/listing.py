@@ -35,16 +35,15 @@ from music2vec_hf.audio.containers import (
     read_table,
     type_metadata,
 )
-from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource, is_audio_file, printable
-from music2vec_hf.audio.reading import walk_files
+from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource, is_audio_file
+from music2vec_hf.audio.reading import UNFINISHED, corpora_among, walk_files
 from music2vec_hf.common.files import write_json
 from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.common.names import printable
 
 logger = logging.getLogger(__name__)
 
 SPLIT_ORDER = ("train", "validation", "test")
-# Folders in a corpus that `prepare_corpus` has not finished; the second is of versions before 0.2.
-UNFINISHED = (".unfinished", ".staging")
 HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?")
 
 
@@ -150,15 +149,17 @@ def _in_folder(folder: Path) -> SourceFiles:
     """The files of a folder; a corpus that `prepare_corpus` left unfinished is refused."""
     if (folder / "corpus.json").exists():
         paths = sorted(path for path in folder.rglob("*.parquet") if not set(UNFINISHED) & set(path.parts))
-        files = _by_split("parquet", folder, paths)
+        within = corpora_among(paths, folder)  # another one, made from this
+        files = _by_split("parquet", folder, [path for path in paths if not within & set(path.parents)])
         for name, split in json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["splits"].items():
-            if len(files.get(name, [])) != split["shards"]:
+            if (held := len(files.get(name, []))) != split["shards"]:
                 raise ValueError(
-                    f"{folder} should hold {split['shards']} shards of the split {name} but holds "
-                    f"{len(files.get(name, []))}; copy it again, or remove it and prepare it anew."
+                    f"{folder} should hold {split['shards']} shards of the split {name} but holds {held}; copy it "
+                    "again, or remove it and prepare it anew."
                 )
         return SourceFiles("parquet", files, os.fspath(folder))
-    if any((folder / name).exists() for name in (*UNFINISHED, "rejects.csv")):
+    copied = (folder / "rejects.csv").exists() and (folder / "data").is_dir()  # not wholly
+    if copied or any((folder / name).exists() for name in UNFINISHED):
         raise ValueError(
             f"{folder} holds no finished corpus (corpus.json is missing); run `music2vec prepare SOURCE {folder}` "
             "to its end, started again it goes on where it stood."
@@ -172,14 +173,18 @@ def _in_folder(folder: Path) -> SourceFiles:
 
 def _of_one_kind(what: str, root: Path, paths: list[Path], refused: list[tuple[str, str]]) -> SourceFiles:
     """The audio files, archives or Parquet files among some files; `what` begins the error about their kinds."""
+    prepared = corpora_among(paths, root)
+    others = [path for path in paths if not prepared & set(path.parents)]
+    if prepared and _by_kind(others):
+        logger.warning("Left out, for `music2vec prepare` made them: %s", ", ".join(sorted(map(str, prepared))))
+        paths = others
     by_kind = _by_kind(paths)
     if len(by_kind) > 1 and not any(map(_has_audio, by_kind.get("parquet", ()))):
         # A table of embeddings, or of anything else, beside the audio is no data set of audio.
         by_kind.pop("parquet", None)
     if len(by_kind) != 1:
-        what += (
-            f" files of several kinds ({', '.join(by_kind)})" if by_kind else " neither Parquet, .tar nor audio files"
-        )
+        kinds = f"files of several kinds ({', '.join(by_kind)})"
+        what = f"{what} {kinds if by_kind else 'neither Parquet, .tar nor audio files'}"
         looked = "" if by_kind else f" No audio files below it; looked for {', '.join(sorted(AUDIO_SUFFIXES))}."
         raise ValueError(
             f"{what}; name a folder with files of one kind, a glob such as '{root}/*.tar', or make a corpus with "
@@ -291,7 +296,7 @@ def list_tracks(source: str | os.PathLike, found: SourceFiles, folder_splits: bo
 
 def hash_track_id(source: str) -> str:
     """The track_id of a file: 16 hexadecimal digits of the SHA-256 of its path relative to SOURCE."""
-    return hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _list_manifest(found: SourceFiles) -> Listing:
@@ -340,9 +345,9 @@ def _list_entries(where: str, root: str, entries: list[tuple], tables: list[Tabl
             rejects.append((printable(name), "listed twice: the manifest names it before; this row is left out."))
             continue
         seen.add(name)
-        track_id = str(row.get("track_id") or hash_track_id(name))
-        track = Track(path, printable(name), track_id, read_split(where, values, *split), _num_bytes(path), values)
-        tracks.append(track)
+        track_id = printable(str(row.get("track_id") or hash_track_id(name)))
+        split = read_split(where, values, *split)
+        tracks.append(Track(path, printable(name), track_id, split, _num_bytes(path), values))
     return Listing(sort_tracks(tracks), types, rejects)
 
 
@@ -366,8 +371,8 @@ def _list_packed(source: str | os.PathLike, found: SourceFiles) -> Listing:
         # Names without a meaning of their own, such as audio.flac in every row.
         unique = file.name and names[file.name] == 1
         name = file.name if unique else f"{os.path.basename(file.container)}/{number:06d}/{file.name}".rstrip("/")
-        track_id = str(row.metadata.get("track_id") or hash_track_id(name))
-        tracks.append(Track(file, name, track_id, read_split(source, values, split), row.num_bytes, values))
+        track_id = printable(str(row.metadata.get("track_id") or hash_track_id(name)))
+        tracks.append(Track(file, printable(name), track_id, read_split(source, values, split), row.num_bytes, values))
     return Listing(sort_tracks(tracks), types, [])
 
 
@@ -391,6 +396,5 @@ def _split_rank(split: str) -> tuple[int, str]:
 def _num_bytes(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
-        # Listed all the same: opening it gives the reason for its rejection.
-        return 0
+    except (OSError, ValueError):  # ValueError: a NUL character in the name
+        return 0  # opening it gives the reason for its rejection

@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from music2vec_hf.audio.decoding import AudioError, AudioSource, is_audio_file, open_decoder, printable, source_name
+from music2vec_hf.audio.decoding import AudioError, AudioSource, is_audio_file, open_decoder, source_name
 from music2vec_hf.audio.resampling import SAMPLING_RATE, StreamResampler
+from music2vec_hf.common.names import printable
 
 logger = logging.getLogger(__name__)
 
 BLOCK_SECONDS = 10.0
+
+# Folders in a corpus that `prepare_corpus` has not finished; the second is of version 0.1.
+UNFINISHED = (".unfinished", ".staging")
 
 # Float audio may overshoot 1 a little (mp3 does); beyond this it is in other units, such as 16-bit integers.
 MAX_PEAK = 16.0
@@ -303,3 +307,9 @@ def walk_files(folder: Path, refused: list[tuple[str, str]]) -> list[Path]:
         place = os.path.relpath(error.filename, folder)
         refused.append((printable(place), f"unreadable: this folder cannot be listed ({error.strerror})."))
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def corpora_among(paths: list[Path], root: Path) -> set[Path]:
+    """The folders below `root` that `prepare_corpus` wrote, or is writing, by the Parquet files in them."""
+    folders = {path.parent.parent for path in paths if path.suffix == ".parquet"} - {root, root.parent}
+    return {folder for folder in folders if any((folder / mark).exists() for mark in ("corpus.json", *UNFINISHED))}

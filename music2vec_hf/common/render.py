@@ -14,10 +14,11 @@ from pathlib import Path
 
 import jinja2
 
+from music2vec_hf.common.names import printable
+
 _COMMON = Path(__file__).parent
 # Characters that Markdown or HTML would take for markup; an underscore within a word is none.
 _MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])|^[#>~]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
@@ -56,16 +57,6 @@ def render(template: Path, **content) -> str:
 def _unchanged(text: str) -> str:
     """What a page escapes by itself."""
     return text
-
-
-def printable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file name that are not UTF-8 become `\\xe9` and the like."""
-
-    def written(match: re.Match) -> str:
-        number = ord(match[0])
-        return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
-
-    return _SURROGATE.sub(written, text)
 
 
 def markdown_text(text: object) -> str:
@@ -132,7 +123,6 @@ __all__ = [
     "markdown_code",
     "markdown_table",
     "markdown_text",
-    "printable",
     "render",
     "save_figure",
 ]

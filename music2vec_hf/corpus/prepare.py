@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from music2vec_hf.audio.listing import HUB_ID, UNFINISHED, Listing, Track, list_source
+from music2vec_hf.audio.listing import HUB_ID, Listing, Track, list_source
+from music2vec_hf.audio.reading import UNFINISHED
 from music2vec_hf.common.files import hold_lock, write_json
 from music2vec_hf.corpus.clips import STORES
 from music2vec_hf.corpus.publishing import publish
