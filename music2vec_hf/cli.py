@@ -271,10 +271,7 @@ def _store_as_wav(corpus: str) -> None:
     from music2vec_hf.corpus.converting import convert_to_wav
 
     found = convert_to_wav(corpus)
-    print(
-        f"{corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; "
-        f"{len(found['failed'])} cannot be decoded"
-    )
+    print(f"{corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; {len(found['failed'])} cannot be decoded")
 
 
 def inspect(args) -> None:

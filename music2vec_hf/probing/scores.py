@@ -113,10 +113,11 @@ class Estimate:
         """95 % interval: percentiles of the resampled values, shifted so that their mean is the value.
 
         The shift matters for average precision: a positive track drawn twice raises the precision of its own rank, so
-        resampled values lie above the score.
+        resampled values lie above the score. Of few tracks it could lead out of the range of possible values, where
+        the interval ends; and it always holds the value.
         """
         low, high = np.nanpercentile(self.resampled, [2.5, 97.5]) - np.nanmean(self.resampled) + self.value
-        return float(low), float(high)
+        return float(max(self.lowest, min(low, self.value))), float(min(self.highest, max(high, self.value)))
 
     def minus(self, other: "Estimate") -> "Estimate":
         """The difference, of estimates on the same resamples."""

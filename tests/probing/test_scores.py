@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.probing.scores import (
+    Estimate,
     Predictions,
     averages,
     draw_counts,
@@ -13,7 +15,9 @@ from music2vec_hf.probing.scores import (
     paired_difference_of_predictions,
     score_predictions,
     task_counts,
+    task_estimates,
 )
+from music2vec_hf.probing.tasks.loading import TASKS
 
 
 def noisy_predictions(noise, seed):
@@ -41,6 +45,50 @@ def test_the_interval_covers_the_true_accuracy_about_95_times_in_100():
         covered += low <= 0.7 <= high
     # 0.95 x 200 = 190, binomial standard deviation 3.1; percentile intervals cover slightly less than promised.
     assert 178 <= covered <= 199
+
+
+def few_tracks(task, noise, num_tracks, seed):
+    """Predictions of a synthetic task on few tracks; with little noise nearly all right, with -1 all wrong."""
+    rng, labels = np.random.default_rng(seed), {"genre": 5, "key": 24, "tags": 3, "emotion": 2}[task]
+    if task == "emotion":
+        references = rng.standard_normal((num_tracks, labels))
+    elif task == "tags":
+        references = (rng.random((num_tracks, labels)) < 0.5).astype(np.float32)
+        references[0], references[1] = 0, 1
+    else:
+        references = rng.integers(0, labels, num_tracks)
+    told = np.eye(labels)[references] if references.ndim == 1 else references
+    outputs = (-told if noise < 0 else told + noise * rng.standard_normal(told.shape))[None]
+    names = ("arousal", "valence") if task == "emotion" else tuple(map(str, range(labels)))
+    return Predictions(f"synthetic-{task}", names, tuple(map(str, range(num_tracks))), references, outputs)
+
+
+@pytest.mark.parametrize("num_tracks", [3, 9, 30])
+@pytest.mark.parametrize("noise", [-1, 0.01, 0.4, 2])
+@pytest.mark.parametrize("task", ["genre", "key", "tags", "emotion"])
+def test_intervals_stay_within_the_range_of_the_metric_and_hold_the_score(task, noise, num_tracks):
+    for seed in range(5):
+        item = few_tracks(task, noise, num_tracks, seed)
+        for metric, score in score_predictions(item, TASKS[item.task].metrics).items():
+            low, high = score["interval"]
+            about = get_metric(metric, item.labels)
+            assert about.lowest <= low <= score["value"] <= high <= about.highest
+        other = replace(item, outputs=few_tracks(task, -1, num_tracks, seed).outputs)
+        for difference in paired_difference_of_predictions({item.task: item}, {item.task: other}).values():
+            low, high = difference.interval
+            assert low <= difference.value <= high
+            assert task == "emotion" or -1 <= low <= high <= 1
+        mean = Estimate.mean(list(task_estimates({item.task: item}).values()))
+        assert mean.interval[1] <= 1 and (task == "emotion" or mean.interval[0] >= 0)
+
+
+def test_an_interval_is_only_cut_where_the_range_ends():
+    """Resampled values lie above the score, as those of average precision do; shifted, they begin below 0."""
+    resampled = np.random.default_rng(1).binomial(9, 0.3, 1000) / 9
+    low, high = np.percentile(resampled, [2.5, 97.5]) - resampled.mean() + 2 / 9
+    assert low < 0
+    assert Estimate(2 / 9, resampled).interval == (low, high)
+    assert Estimate(2 / 9, resampled, 0.0, 1.0).interval == (0.0, high)
 
 
 def test_tasks_on_the_same_tracks_share_their_resamples():
