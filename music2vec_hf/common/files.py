@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from music2vec_hf.common.names import printable
+
 
 @contextmanager
 def written_aside(target: str | os.PathLike) -> Iterator[Path]:
@@ -33,9 +35,9 @@ def written_aside(target: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(target: str | os.PathLike, text: str) -> Path:
-    """Write a text file in UTF-8, whole or not at all. Returns its path."""
+    """Write a text file in UTF-8, whole or not at all; names that are not UTF-8 are escaped. Returns its path."""
     with written_aside(target) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(printable(text), encoding="utf-8")
     return Path(target)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from music2vec_hf.audio.containers import TABLE_SUFFIXES, PackedFile
 from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource
 from music2vec_hf.audio.listing import Track, list_source
+from music2vec_hf.common.names import printable
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def list_inputs(inputs: Sequence[str | os.PathLike]) -> Inputs:
     found = Inputs([], [])
     for item in map(os.fspath, inputs):
         if is_one_file(item):
-            found.tracks.append(InputTrack(item, _inside(os.path.basename(item)), Path(item), _stamp(item)))
+            name = _inside(printable(os.path.basename(item)))
+            found.tracks.append(InputTrack(printable(item), name, Path(item), _stamp(item)))
             continue
         listing = list_source(item)
         found.rejects += listing.rejects
@@ -63,7 +65,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike]) -> Inputs:
             packed = isinstance(track.path, PackedFile)
             path = track.source if packed else os.fspath(track.path)
             stamp = f"{_stamp(track.path.container)} {track.path}" if packed else _stamp(path)
-            found.tracks.append(InputTrack(path, _inside(track.source), track.path, stamp))
+            found.tracks.append(InputTrack(printable(path), _inside(track.source), track.path, stamp))
     return found
 
 

@@ -62,6 +62,8 @@ def test_a_name_of_any_bytes_is_prepared_or_rejected(tmp_path, case, content):
         assert len(set(corpus["track_id"])) == len(names) + 1
     else:
         assert {path for path, _ in rejects_of(tmp_path / "out")} == shown and summary["tracks"] == 1
+    for track in list_inputs([tmp_path / "source"]).tracks:
+        f"{track.path} {track.name}".encode()
     found = inspect_corpus(tmp_path / "out", progress=False)
     format_summary(found).encode()
     assert "<script>" not in write_page(found, tmp_path / "page.html").read_text(encoding="utf-8")
