@@ -1,7 +1,7 @@
 """How fast embeddings are made: `python benchmarks/embed.py [--device cuda] [--output F.md]`.
 
 Seconds of audio per second of clock, at base size with random weights, from FLAC files to the mean of every layer:
-ours (`embed_tracks`) beside plain transformers as the model card of music2vec-v1 shows it (`Wav2Vec2FeatureExtractor`,
+ours (`embed`) beside plain transformers as the model card of music2vec-v1 shows it (`Wav2Vec2FeatureExtractor`,
 `output_hidden_states=True`), one file at a time, and for the folder of mixed lengths also padded batches. They take
 turns, round by round, in one process; the ratio is the median of the ratios of neighbours.
 """
@@ -23,9 +23,8 @@ import torch
 from data import cpu_model
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
-from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel, embed
 from music2vec_hf.common.precision import autocast, choose_precision
-from music2vec_hf.features.embeddings import embed_tracks
 
 RATE, PADDED_ROWS = 16_000, 4
 MIXED_SECONDS = (4.1, 11.3, 7.9, 2.6, 21.7, 5.2, 14.8, 9.4)
@@ -67,8 +66,7 @@ def ours(model: Music2VecModel, precision: str) -> Callable[[list[Path]], np.nda
     layers = [str(layer) for layer in range(model.config.num_hidden_layers + 1)]
 
     def run(files: list[Path]) -> np.ndarray:
-        rows = embed_tracks(model, extractor, files, layers, precision=precision)
-        return np.stack([np.stack([row[layer] for layer in layers]) for row in rows])
+        return embed(model, files, layers, feature_extractor=extractor, precision=precision)
 
     return run
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel
 from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.features.embeddings import embed_files
+from music2vec_hf.features.embeddings import embed
 from music2vec_hf.hub.onnx_export import INT8_FILE, MODEL_FILE, OnnxExport, export_onnx, load_graph, open_session
 from music2vec_hf.probing.evaluation import probe
 from music2vec_hf.probing.tasks.loading import load_task, resolve_tasks
@@ -83,7 +83,7 @@ def probed(model: str, data: str, layers: int, seeds: list[int], folder: Path) -
     outputs = [f"hidden_states_{layer}" for layer in chosen]
     tasks = {name: load_task(name, data) for name in resolve_tasks("synthetic")}
     paths = list(dict.fromkeys(path for task in tasks.values() for path in task.paths))
-    by_torch = embed_files(graph.encoder, extractor, paths)
+    embeddings = embed(graph.encoder, paths, chosen, feature_extractor=extractor)  # [files, layers, C]
     rows = []
     for path in tqdm(paths, desc="int8", unit="file"):
         samples = read_audio(path)
@@ -92,7 +92,7 @@ def probed(model: str, data: str, layers: int, seeds: list[int], folder: Path) -
         values = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="np").input_values
         rows.append([frames[0].mean(0) for frames in session.run(outputs, {"input_values": values})])
     features = {
-        "torch": {layer: by_torch[layer] for layer in chosen},
+        "torch": {layer: embeddings[:, place] for place, layer in enumerate(chosen)},
         "int8": {layer: np.stack([row[place] for row in rows]) for place, layer in enumerate(chosen)},
     }
     place = {path: number for number, path in enumerate(paths)}

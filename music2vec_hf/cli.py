@@ -327,7 +327,7 @@ def read_overrides(arguments: Sequence[str]) -> dict:
 def probe(args) -> None:
     """See [`music2vec_hf.probing.suite.run_suite`]."""
     from music2vec_hf.common.results import read_results
-    from music2vec_hf.features.embedding_model import choose_device
+    from music2vec_hf.features.encoders import choose_device
     from music2vec_hf.probing.report_tables import format_table, notices
     from music2vec_hf.probing.suite import run_suite
 

@@ -2,15 +2,16 @@
 
 import sys
 
-DEVICES = ("auto", "cpu", "cuda", "mps")  # music2vec_hf.features.embedding_model's
+DEVICES = ("auto", "cpu", "cuda", "mps")  # music2vec_hf.features.encoders'
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")  # music2vec_hf.common.precision's, which imports torch
+TRUST_HELP = "run the Python code of a model repository that brings its own; read that code before"
 PRECISION_HELP = "of the model; auto: bf16 where the hardware multiplies it (default: %(default)s)"
 
 
 def add_embed_verbs(verb) -> None:
     """Declare `embed` and `similar`; `verb(function, help)` makes the parser of one."""
     command = verb(embed, "layer-wise embeddings of audio files and data sets; resumable")
-    command.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    command.add_argument("model", metavar="MODEL", help="folder or Hub id of an audio model")
     command.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="audio files, folders, manifests, corpora, Parquet or Hub ids"
     )
@@ -29,6 +30,8 @@ def add_embed_verbs(verb) -> None:
         "--compile", action="store_true", help="use torch.compile; worth its minute for hours of audio"
     )
 
+    command.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
+
     command = verb(similar, "the tracks of a table of embeddings that are nearest to an audio file")
     command.add_argument("library", metavar="LIBRARY.parquet", help="what `music2vec embed` wrote, per track")
     command.add_argument("query", metavar="QUERY", help="audio file")
@@ -36,23 +39,25 @@ def add_embed_verbs(verb) -> None:
     command.add_argument("--layer", help="conv, 0, 1, ... (default: the last that LIBRARY has)")
     command.add_argument("--model", help="folder or Hub id, if LIBRARY does not say, or it has moved")
     command.add_argument("--device", default="auto", choices=DEVICES, help="to compute on (default: %(default)s)")
+    command.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
 
 
 def embed(args) -> None:
-    """See [`music2vec_hf.features.embedding_table.write_embeddings`]."""
-    from music2vec_hf.features.embedding_table import write_embeddings
+    """See [`music2vec_hf.features.tables.write_embeddings`]."""
+    from music2vec_hf.features.tables import write_embeddings
 
     summary = write_embeddings(
         args.model,
         args.inputs,
         args.output,
         layer_list(args.layers),
-        args.pool,
-        args.window_seconds,
-        args.precision,
-        args.overlap_seconds,
-        args.device,
-        args.compile,
+        pool=args.pool,
+        window_seconds=args.window_seconds,
+        precision=args.precision,
+        overlap_seconds=args.overlap_seconds,
+        device=args.device,
+        compile=args.compile,
+        trust_remote_code=args.trust_remote_code,
     )
     reused = f" ({summary['reused']} of them by an earlier run)" if summary["reused"] else ""
     print(
@@ -67,7 +72,8 @@ def similar(args) -> None:
     """See [`music2vec_hf.features.similarity.find_similar`]."""
     from music2vec_hf.features.similarity import find_similar
 
-    found = find_similar(args.library, args.query, args.top, args.layer, args.model, args.device)
+    options = args.top, args.layer, args.model, args.device, args.trust_remote_code
+    found = find_similar(args.library, args.query, *options)
     for path, cosine in found:
         print(f"{cosine:.4f}  {path}")
 

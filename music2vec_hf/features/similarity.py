@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from music2vec_hf.features.embedding_files import column_of, read_metadata
-from music2vec_hf.features.embedding_model import load_model, model_hash
 from music2vec_hf.features.embeddings import embed
+from music2vec_hf.features.encoders import choose_device, load_encoder
+from music2vec_hf.features.store import column_of, layer_of, matrix, read_metadata
 
 FAISS_FROM_TRACKS = 100_000
 _INDEX = "embedding"
@@ -26,6 +26,7 @@ def find_similar(
     layer: str | None = None,
     model: str | Path | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> list[tuple[str, float]]:
     """The tracks whose mean embedding of one layer has the largest cosine with the query's.
 
@@ -39,6 +40,7 @@ def find_similar(
         layer (`str`, *optional*): `conv`, `0`, `1`, ...; by default the last that the library has.
         model (`str` or `Path`, *optional*): folder or Hub id; by default the one that the library names.
         device (`str`): `cpu`, `cuda`, `mps` or `auto`.
+        trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
 
     Returns:
         `list[tuple[str, float]]`: path and cosine, the nearest first.
@@ -54,14 +56,15 @@ def find_similar(
     if model is None and "model" not in settings:
         raise ValueError(f"{library} does not say which model made it; name that model with --model.")
     layer = _choose_layer(library, layer)
-    encoder, feature_extractor = load_model(model or settings["model"])
-    if settings.get("model_hash", model_hash(encoder)) != model_hash(encoder):
+    encoder = load_encoder(model or settings["model"], trust_remote_code=trust_remote_code)
+    if settings.get("model_hash", encoder.hash) != encoder.hash:
         raise ValueError(
             f"{model or settings['model']} has other weights than the model that made {library}; name that one with "
             "--model, or embed the library anew."
         )
     known = {name: settings[name] for name in ("window_seconds", "overlap_seconds", "precision") if name in settings}
-    vector = embed(encoder, query, layers=layer, feature_extractor=feature_extractor, device=device, **known)
+    encoder.model.to(choose_device(device))
+    vector = embed(encoder.model, query, layers=layer, feature_extractor=encoder.extractor, **known)
     return nearest(library, column_of(layer), vector, top)
 
 
@@ -82,7 +85,7 @@ def _by_numpy(library: Path, column: str, vector: np.ndarray, top: int) -> list[
     query = vector.astype(np.float64) / np.linalg.norm(vector)
     with pq.ParquetFile(library) as file:
         for batch in file.iter_batches(batch_size=8_192, columns=["path", column]):
-            rows = batch.column(column).flatten().to_numpy().reshape(len(batch), -1)
+            rows = matrix(batch.column(column))
             found = rows @ query / np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
             paths = np.concatenate([paths, np.array(batch.column("path").to_pylist(), object)])
             cosines = np.concatenate([cosines, found])
@@ -114,7 +117,7 @@ def _read_settings(library: Path) -> dict:
 
 def _choose_layer(library: Path, layer: str | None) -> str:
     columns = pq.read_schema(library).names
-    layers = [name.removeprefix("layer_") for name in columns if name == "conv" or name.startswith("layer_")]
+    layers = [layer_of(name) for name in columns if name == "conv" or name.startswith("layer_")]
     if "path" not in columns or not layers:
         raise ValueError(f"{library} is no table of embeddings; its columns are {', '.join(columns)}.")
     if layer is not None and str(layer) not in layers:

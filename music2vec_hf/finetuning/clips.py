@@ -14,7 +14,7 @@ from music2vec_hf.audio.reading import find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.loading import clip_lengths, load_corpus, read_crop
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
-from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor, cut_windows, window_samples
 
 
 def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
@@ -113,12 +113,11 @@ class Windows(Clips):
 
     def __init__(self, corpus, targets, extractor, window_seconds: float, config: Music2VecConfig):
         super().__init__(corpus, targets, extractor)
-        window, shortest = round(window_seconds * SAMPLING_RATE), config.receptive_field
+        window = window_samples(window_seconds, SAMPLING_RATE, config.receptive_field)
         self.rows = [
-            (clip, start, min(window, int(length) - start))
+            (clip, start, stop - start)
             for clip, length in enumerate(self.lengths)
-            for start in range(0, int(length), window)
-            if length - start >= shortest
+            for start, stop in cut_windows(int(length), window, config.receptive_field)
         ]
         self.clips = np.array([clip for clip, _, _ in self.rows])
         self.num_frames = np.array([config.num_frames(num_samples) for _, _, num_samples in self.rows])

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from music2vec_hf.common.render import Markdown, markdown_code, markdown_text, render
 from music2vec_hf.common.results import RESULTS, read_json, read_metrics, read_results, read_run, with_format
-from music2vec_hf.features.embedding_model import load_model, model_hash
+from music2vec_hf.features.encoders import load_model, model_hash
 
 CONFIG, WEIGHTS, INDEX, STATE = (
     "config.json",

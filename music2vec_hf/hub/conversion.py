@@ -11,7 +11,7 @@ from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2Featur
 from transformers.utils import logging
 
 from music2vec_hf.common.files import check_new_folder
-from music2vec_hf.features.embedding_model import load_model
+from music2vec_hf.features.encoders import load_model
 from music2vec_hf.hub.fairseq_reader import plain_values, read_checkpoint
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor

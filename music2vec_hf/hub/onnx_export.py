@@ -20,7 +20,7 @@ from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFe
 from music2vec_hf.audio.reading import find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.files import check_new_folder
-from music2vec_hf.features.embedding_model import CONV, load_model
+from music2vec_hf.features.encoders import CONV, load_model
 from music2vec_hf.hub.onnx_int8 import INPUT, LOGITS, Int8Cost, measure_int8, quantize_int8
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor

@@ -125,6 +125,29 @@ class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
         return samples
 
 
+def window_samples(window_seconds: float, sampling_rate: int, shortest: int) -> int:
+    """Samples of a window of `window_seconds`; ValueError if they are fewer than `shortest`, those of one frame."""
+    window = round(window_seconds * sampling_rate)
+    if window < shortest:
+        raise ValueError(
+            f"`window_seconds` is {window_seconds}. Use at least {shortest / sampling_rate} s, one frame."
+        )
+    return window
+
+
+def cut_windows(num_samples: int, window: int, shortest: int, hop: int | None = None) -> list[tuple[int, int]]:
+    """Where the windows of a track begin and end, in samples.
+
+    Args:
+        num_samples (`int`): of the track.
+        window (`int`): of a window; the last one may be shorter.
+        shortest (`int`): a rest of fewer samples, too few for one frame, is left out.
+        hop (`int`, *optional*): from the start of a window to the start of the next; by default they do not overlap.
+    """
+    starts = range(0, max(0, num_samples - shortest + 1), hop or window)
+    return [(start, min(start + window, num_samples)) for start in starts]
+
+
 def _split_clips(audio) -> list:
     """One entry per clip, by the rule of the class."""
     if isinstance(audio, (list, tuple)):
@@ -196,4 +219,4 @@ def _resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return resampled[: -(-len(samples) * up // down)].numpy()
 
 
-__all__ = ["Music2VecFeatureExtractor"]
+__all__ = ["Music2VecFeatureExtractor", "cut_windows", "window_samples"]

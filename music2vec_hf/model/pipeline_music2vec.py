@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AudioClassificationPipeline, Pipeline
 
-from .feature_extraction_music2vec import Music2VecFeatureExtractor
+from .feature_extraction_music2vec import Music2VecFeatureExtractor, cut_windows, window_samples
 
 TASK = "audio-classification"
 CUSTOM_PIPELINES = {
@@ -110,13 +110,12 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         if self.feature_extractor.do_normalize:
             samples = self.feature_extractor.normalize(samples)
         window_seconds = self.model.config.window_seconds if window_seconds is None else window_seconds
-        rate, shortest = self.feature_extractor.sampling_rate, self.model.config.receptive_field
-        window = round(window_seconds * rate)
-        if window < shortest:
-            raise ValueError(f"`window_seconds` is {window_seconds}. Use at least {shortest / rate} s, one frame.")
-        whole = len(samples) // window * window
-        parts = [samples[:whole].reshape(-1, window), samples[None, whole:]]
-        return {"windows": [torch.from_numpy(part) for part in parts if len(part) and part.shape[1] >= shortest]}
+        shortest = self.model.config.receptive_field
+        window = window_samples(window_seconds, self.feature_extractor.sampling_rate, shortest)
+        parts = [samples[None, start:stop] for start, stop in cut_windows(len(samples), window, shortest)]
+        whole = [part for part in parts if part.shape[1] == window]
+        parts = [np.concatenate(whole), *parts[len(whole) :]] if whole else parts
+        return {"windows": [torch.from_numpy(part) for part in parts]}
 
     def _read(self, source, sampling_rate) -> np.ndarray:
         """Mono float32 `[N]` at the model's rate."""

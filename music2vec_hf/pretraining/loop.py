@@ -14,7 +14,7 @@ from music2vec_hf.corpus.batch_plan import BatchPlan
 from music2vec_hf.corpus.batches import CropDataset, training_batches
 from music2vec_hf.corpus.loading import check_corpus, load_corpus, stream_corpus
 from music2vec_hf.corpus.streaming import streaming_batches
-from music2vec_hf.features.embedding_model import compile_model, explain_compile_errors
+from music2vec_hf.features.encoders import compile_model, explain_compile_errors
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.model.teacher_music2vec import EMATeacher

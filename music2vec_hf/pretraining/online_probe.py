@@ -11,8 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from music2vec_hf.corpus.loading import load_corpus, read_clip
-from music2vec_hf.features.embedding_model import layer_names
-from music2vec_hf.features.embeddings import embed_tracks
+from music2vec_hf.features.embeddings import embed
 
 _NEIGHBOURS, _MAX_CLIPS = 10, 1000
 
@@ -55,15 +54,11 @@ class OnlineProbe:
     def __call__(self, student, feature_extractor) -> dict[str, float]:
         """Accuracies of the student as it is now: `probe_knn`, `probe_linear` and, for comparison, `probe_chance`.
 
-        The student is left in training mode, torch's random state as it was.
+        The student's modes and torch's random state are left as they were.
         """
-        encoder = student.data2vec_audio.eval()
-        layers = [layer for layer in layer_names(encoder) if layer != "conv"]
         tracks = (read_clip(clip) for clip in self.clips)
         with torch.random.fork_rng():
-            rows = list(embed_tracks(encoder, feature_extractor, tracks, layers))
-        student.train()
-        features = np.stack([np.mean([row[layer] for layer in layers], axis=0) for row in rows])
+            features = embed(student, tracks, feature_extractor=feature_extractor).mean(axis=1)
         train, held_out = features[self.trains], features[~self.trains]
         labels, references = self.labels[self.trains], self.labels[~self.trains]
         neighbours = KNeighborsClassifier(min(_NEIGHBOURS, len(train)), metric="cosine").fit(train, labels)

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from music2vec_hf.common.metrics import scorable_tags
+from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.probing.probes import (
     WEIGHTED,
     ProbeData,
@@ -34,7 +35,6 @@ from music2vec_hf.probing.probes import (
     get_search,
     layer_features,
 )
-from music2vec_hf.probing.rows import FeatureRows
 from music2vec_hf.probing.scores import Predictions, library_versions, score_predictions
 from music2vec_hf.probing.tasks.declarations import SPLITS, Task, TaskData
 from music2vec_hf.probing.tasks.loading import CLIP_TOLERANCE_SECONDS

@@ -21,14 +21,13 @@ from transformers import PreTrainedConfig
 from music2vec_hf.common.files import check_new_folder, write_text, written_aside
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import metric_title
-from music2vec_hf.features.embedding_model import CONV, load_model
+from music2vec_hf.features.encoders import CONV, OWN_MODEL_TYPES, load_model
+from music2vec_hf.features.sources import FeatureSource
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
-from music2vec_hf.probing.encoders import OWN_MODEL_TYPES
 from music2vec_hf.probing.evaluation import row_seconds
 from music2vec_hf.probing.probes import WEIGHTED, TrainedProbe
 from music2vec_hf.probing.report_tables import describe_settings
-from music2vec_hf.probing.sources import FeatureSource
 from music2vec_hf.probing.tasks.declarations import Task
 
 # The head sums over all layers. The probe's sum leaves layer 0 out: this weight is 0 after the softmax, in fp16 too.

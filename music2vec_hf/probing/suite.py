@@ -17,6 +17,8 @@ from pathlib import Path
 
 from music2vec_hf.common.files import written_aside
 from music2vec_hf.common.results import RESULTS, read_results, write_results
+from music2vec_hf.features.sources import RANDOM_INIT, FeatureSource, open_source, resolve_sources
+from music2vec_hf.features.store import FeatureRows, FeatureStore, audio_digests
 from music2vec_hf.probing.evaluation import (
     CHANCE,
     PILOT,
@@ -30,9 +32,7 @@ from music2vec_hf.probing.evaluation import (
     select_rows,
 )
 from music2vec_hf.probing.export import export_probe, plan_exports
-from music2vec_hf.probing.feature_cache import audio_digests
 from music2vec_hf.probing.probes import get_search
-from music2vec_hf.probing.rows import FeatureRows
 from music2vec_hf.probing.scores import (
     Estimate,
     averages,
@@ -42,7 +42,6 @@ from music2vec_hf.probing.scores import (
     task_estimates,
     value_metrics,
 )
-from music2vec_hf.probing.sources import RANDOM_INIT, FeatureSource, resolve_sources, source_features
 from music2vec_hf.probing.tasks.declarations import TaskData
 from music2vec_hf.probing.tasks.loading import describe_check, load_task, resolve_tasks
 
@@ -124,22 +123,17 @@ def run_suite(
     paths = list(dict.fromkeys(path for task_data in loaded.values() for path in task_data.paths))
     digests = dict(zip(paths, audio_digests(paths), strict=True))
     cache = output / "cache" if settings.cache_dir is None else Path(settings.cache_dir)
-    options = {
-        "cache_dir": cache,
-        "window_seconds": settings.window_seconds,
-        "precision": settings.precision,
-        "device": settings.device,
-        "progress": settings.progress,
-        "trust_remote_code": settings.trust_remote_code,
-        "check_layers": None if settings.layers in (None, PILOT) else named_layers,
-    }
     results, about, timings = {}, {}, []
     for source in resolved:
         started, name = time.perf_counter(), source.name
-        rows_of, model_hash = _rows_of_tasks(source, loaded, seconds, digests, **options)
-        extracted, results[name] = time.perf_counter(), {}
-        about[name] = {"source": name, "source_kind": source.kind, "model_hash": model_hash}
+        encoder = open_source(source, settings.device, settings.trust_remote_code)
         layers = settings.layers if source.kind in ("model", RANDOM_INIT) else None
+        if layers not in (None, PILOT):
+            named_layers(encoder.layers)
+        store = FeatureStore(cache, encoder, settings.window_seconds, settings.precision)
+        rows_of = _rows_of_tasks(store, loaded, seconds, digests, name if settings.progress else None)
+        extracted, results[name] = time.perf_counter(), {}
+        about[name] = {"source": name, "source_kind": source.kind, "model_hash": encoder.hash}
         for task, task_data in loaded.items():
             selected = select_rows(rows_of[task], task_data, seconds[task])
             notes = {"kept_in": cache / "searches", "progress": f"{name} on {task}" if settings.progress else None}
@@ -167,22 +161,21 @@ def _check_request(sources: Sequence[FeatureSource], seeds: Sequence[int], outpu
 
 
 def _rows_of_tasks(
-    source: FeatureSource,
+    store: FeatureStore,
     loaded: Mapping[str, TaskData],
     seconds: Mapping[str, float | None],
     digests: Mapping[Path, str],
-    **options,
-) -> tuple[dict[str, FeatureRows], str]:
-    """Rows of every task, and the hash of the source. Tasks whose rows are of one length share a pass."""
+    label: str | None,
+) -> dict[str, FeatureRows]:
+    """Rows of every task. Tasks whose rows are of one length share a pass."""
     rows_of = {}
     for length in dict.fromkeys(seconds.values()):
         tasks = [task for task in loaded if seconds[task] == length]
         paths = list(dict.fromkeys(path for task in tasks for path in loaded[task].paths))
-        known = [digests[path] for path in paths]
-        rows, source_hash = source_features(source, paths, known, row_seconds=length, **options)
+        rows = store.rows(paths, length, [digests[path] for path in paths], label)
         place = {path: number for number, path in enumerate(paths)}
         rows_of |= {task: rows.take([place[path] for path in loaded[task].paths]) for task in tasks}
-    return rows_of, source_hash
+    return rows_of
 
 
 def _predictions_file(source: str, task: str) -> str:

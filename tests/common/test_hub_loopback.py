@@ -31,7 +31,8 @@ from transformers import AutoFeatureExtractor, AutoModel
 import music2vec_hf
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel, embed
 from music2vec_hf.cli import main
-from music2vec_hf.probing.sources import resolve_sources, source_features
+from music2vec_hf.features.sources import open_source, resolve_sources
+from music2vec_hf.features.store import FeatureStore
 root, track, out = sys.argv[1:]
 
 def weights(model):
@@ -63,7 +64,7 @@ for layer, values in enumerate(expected):
     assert np.array_equal(np.float32(table[f"layer_{layer}"]), values)
 assert main(["export", "someone/model", f"{out}-plain"]) == 0
 for source in resolve_sources(["someone/model", "random-init"], 1):
-    rows, _ = source_features(source, [track], progress=False)
+    rows = FeatureStore(None, open_source(source)).rows([track])
     assert np.allclose(rows.features["2"][0], expected[2], atol=1e-5) == (source.kind == "model")
 np.savez(out, **weights(auto), embedding=expected, published=embed("someone/music2vec-v1", track))
 """

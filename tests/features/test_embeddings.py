@@ -13,10 +13,9 @@ from transformers import Data2VecAudioModel, Wav2Vec2FeatureExtractor
 from music2vec_hf import Music2VecFeatureExtractor, embed
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.reading import read_audio
-from music2vec_hf.features import embedding_model, embedding_windows
-from music2vec_hf.features.embedding_model import choose_device, layer_names, load_model, model_hash
-from music2vec_hf.features.embedding_windows import LoadedTrack, WindowPlan, load_tracks
-from music2vec_hf.features.embeddings import embed_files, embed_tracks
+from music2vec_hf.features import encoders, windows
+from music2vec_hf.features.encoders import Encoder, choose_device, load_model, model_hash
+from music2vec_hf.features.windows import LoadedTrack, WindowPlan, load_tracks
 from music2vec_hf.hub.conversion import export_data2vec_audio
 
 
@@ -87,24 +86,12 @@ def test_a_folder_or_loaded_model_and_random_weights(encoder, encoder_folder):
     assert model_hash(load_model(encoder_folder, random_init=True, seed=1)[0]) == model_hash(one)
 
 
-def test_all_layers_of_files(encoder_folder, tmp_path):
-    paths = []
-    for index in range(3):
-        paths.append(tmp_path / f"{index}.flac")
-        soundfile.write(paths[-1], noise(1 + index, index), 16_000)
-    loaded, extractor = load_model(encoder_folder)
-    rows = embed_files(loaded, extractor, paths, progress=False)
-    assert list(rows) == layer_names(loaded) == ["conv", "0", "1", "2", "3"]
-    assert {layer: values.shape for layer, values in rows.items()} == {
-        "conv": (3, 8), "0": (3, 16), "1": (3, 16), "2": (3, 16), "3": (3, 16)
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("num_samples", [400, 16_000, 40_000, 40_199, 48_000, 48_321, 100_000])
 @pytest.mark.parametrize("seconds", [(1.0, 0.1), (1.0, 0.5), (1.003, 0.02), (0.5, 0.25)])
 def test_overlapping_windows_give_every_frame_once(tiny_config, num_samples, seconds):
-    windows = WindowPlan.from_seconds(tiny_config, *seconds).windows(num_samples)
-    times = np.concatenate([window.frame_times(tiny_config) for window in windows])
+    plan = WindowPlan.from_seconds(tiny_config, *seconds)
+    windows = plan.windows(num_samples)
+    times = np.concatenate([plan.frame_times(window) for window in windows])
     np.testing.assert_allclose(times, tiny_config.frame_times(tiny_config.num_frames(num_samples)), atol=1e-9)
     assert windows[-1].stop == num_samples or num_samples - windows[-1].stop < 320
     assert max(window.stop - window.start for window in windows) <= round(seconds[0] * 16_000)
@@ -162,9 +149,9 @@ def test_padding_changes_plain_transformers_and_company_does_not_change_ours(enc
 def test_a_track_that_is_not_held_is_the_same_track(encoder, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.flac", 0.3 + noise(25, 5), 22_050)
     held = embed(encoder, tmp_path / "a.flac", pool="none", window_seconds=4, overlap_seconds=1)
-    monkeypatch.setattr(embedding_windows, "HELD_SECONDS", 3.0)
-    loaded = LoadedTrack(tmp_path / "a.flac", Music2VecFeatureExtractor())
-    assert loaded._held is None and loaded.num_samples == len(read_audio(tmp_path / "a.flac"))
+    monkeypatch.setattr(windows, "HELD_SECONDS", 3.0)
+    loaded = LoadedTrack(tmp_path / "a.flac", Encoder(encoder, Music2VecFeatureExtractor()))
+    assert loaded._prepared is None and loaded.num_samples == len(read_audio(tmp_path / "a.flac"))
     streamed = embed(encoder, tmp_path / "a.flac", pool="none", window_seconds=4, overlap_seconds=1)
     np.testing.assert_array_equal(streamed, held)
     normalised = Music2VecFeatureExtractor()(read_audio(tmp_path / "a.flac"), sampling_rate=16_000)
@@ -175,24 +162,25 @@ def test_a_track_that_is_not_held_is_the_same_track(encoder, tmp_path, monkeypat
 
 def test_the_front_end_in_pieces_is_the_front_end(encoder, monkeypatch):
     whole = embed(encoder, noise(3), layers="conv", pool="none")
-    monkeypatch.setitem(embedding_model._FRONT_END_SECONDS, "cpu", 0.3)
+    monkeypatch.setitem(encoders._FRONT_END_SECONDS, "cpu", 0.3)
     np.testing.assert_allclose(embed(encoder, noise(3), layers="conv", pool="none"), whole, atol=1e-6)
 
 
-def test_threads_that_decode_ahead_change_nothing(tmp_path):
+def test_threads_that_decode_ahead_change_nothing(encoder, tmp_path, monkeypatch):
     paths = []
     for number in range(12):
         paths.append(tmp_path / f"{number}.wav")
         soundfile.write(paths[-1], noise(0.1 + 0.1 * (number % 3), number), 16_000)
     paths[4].write_text("not audio")
     refused = []
-    extractor = Music2VecFeatureExtractor()
-    loaded = list(load_tracks(paths, extractor, 4, lambda number, error: refused.append((number, str(error)))))
+    hears = Encoder(encoder, Music2VecFeatureExtractor())
+    monkeypatch.setattr(Encoder, "device", torch.device("meta"))  # any but the CPU
+    loaded = list(load_tracks(paths, hears, lambda number, error: refused.append((number, str(error)))))
     assert [track.number for track in loaded] == [0, 1, 2, 3, *range(5, 12)]
     assert [track.source for track in loaded] == [path for path in paths if path != paths[4]]
     assert [number for number, _ in refused] == [4] and "4.wav" in refused[0][1]
     with pytest.raises(AudioError, match=r"4\.wav"):
-        list(load_tracks(paths, extractor, 4))
+        list(load_tracks(paths, hears))
 
 
 def test_every_kind_of_input_is_the_same_track(encoder, tmp_path):
@@ -273,4 +261,4 @@ def test_mistakes_are_refused(encoder, arguments, sentence):
 
 def test_nan_is_refused(encoder):
     with pytest.raises(ValueError, match="NaN or infinite"):
-        list(embed_tracks(encoder, Music2VecFeatureExtractor(), [np.full(16_000, np.nan)]))
+        embed(encoder, [np.full(16_000, np.nan)])

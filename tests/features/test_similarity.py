@@ -13,9 +13,9 @@ from toy_audio import noise
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel, embed
 from music2vec_hf.cli import main
 from music2vec_hf.features import similarity
-from music2vec_hf.features.embedding_files import vectors
-from music2vec_hf.features.embedding_table import write_embeddings
 from music2vec_hf.features.similarity import find_similar, nearest
+from music2vec_hf.features.store import vectors
+from music2vec_hf.features.tables import write_embeddings
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, metadata_load
 from safetensors.torch import load_file, save_file
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForSequenceClassification
-from music2vec_hf.features.embedding_model import load_model, model_hash
+from music2vec_hf.features.encoders import load_model, model_hash
 from music2vec_hf.hub.card import describe_run, read_scores, write_model_card
 
 REPO = "someone/tiny"

@@ -214,7 +214,7 @@ def test_a_push_lands_as_a_whole_or_says_why_not(hub, checkpoint, tiny_student, 
 PULL = """
 import sys
 from safetensors.torch import save_file
-from music2vec_hf.features.embedding_model import load_model
+from music2vec_hf.features.encoders import load_model
 try:
     load_model("someone/never")
 except ValueError as error:

@@ -8,10 +8,10 @@ import pytest
 from toy_tasks import LABELS, SEARCH, SIZES, toy_task, with_targets
 
 from music2vec_hf.common.metrics import get_metric
+from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.probing import evaluation
 from music2vec_hf.probing.evaluation import select_rows
 from music2vec_hf.probing.probes import combine
-from music2vec_hf.probing.rows import FeatureRows
 from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
 

@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf.features.sources import open_source, resolve_sources
+from music2vec_hf.features.store import FeatureStore
 from music2vec_hf.probing.export import export_probe, plan_exports
 from music2vec_hf.probing.probes import ProbeJob, ProbeSettings, TrainedProbe
 from music2vec_hf.probing.scores import load_predictions
-from music2vec_hf.probing.sources import resolve_sources, source_features
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.loading import TASKS, load_task
 from music2vec_hf.synthetic.generator import synthesize_corpus
@@ -62,9 +63,9 @@ def trained_probe(layer, width, num_outputs, kind="mlp", seed=0, regression=Fals
     return TrainedProbe(job, 0.5, 8, arrays, mean, scale, target_mean, target_scale)
 
 
-def features_of(model, paths, **changes):
+def features_of(model, paths, row_seconds=None, **changes):
     (source,) = resolve_sources([str(model)])
-    return source_features(source, paths, progress=False, **changes)[0].features
+    return FeatureStore(None, open_source(source), **changes).rows(paths, row_seconds).features
 
 
 def logits_of(folder, path):

@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from music2vec_hf.features.store import FeatureRows
+from music2vec_hf.model.feature_extraction_music2vec import cut_windows
 from music2vec_hf.probing.evaluation import row_seconds, select_rows
-from music2vec_hf.probing.rows import FeatureRows, cut
 from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
 
 FRAMES_PER_SECOND = 50
+
+
+def cut(track, window):
+    return [track[start:stop] for start, stop in cut_windows(len(track), window, shortest=1)]
 
 
 def windows_of(lengths, window=30.0, width=4):

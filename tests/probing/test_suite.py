@@ -134,7 +134,7 @@ def test_marble_probes_windows_and_the_weighted_sum(corpus, tmp_path, model_fold
     assert (
         len(Predictions.load(tmp_path / "marble" / marble["predictions"]).track_ids) == marble["split_sizes"]["test"]
     )
-    assert len(list((tmp_path / "cache").glob("*/*.npz"))) == 1  # both protocols read the same windows
+    assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 1  # both protocols read the same windows
 
 
 def test_the_whole_giantsteps_goes_from_songs_of_two_minutes_to_song_scores(tmp_path):

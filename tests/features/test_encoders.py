@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf.features import windows
 from music2vec_hf.features.embeddings import embed
-from music2vec_hf.probing import encoders
-from music2vec_hf.probing.encoders import encode_windows, encoder_identity, load_encoder, prepared_tracks
+from music2vec_hf.features.encoders import load_encoder
+from music2vec_hf.features.windows import hear_tracks, load_tracks
 
 TINY = {
     "hidden_size": 16,
@@ -108,7 +109,7 @@ def test_layers_of_other_models_are_their_hidden_states_per_window(kind, tmp_pat
     # Loud, then quiet: normalising each window by itself would give other features.
     clip = np.concatenate([noise(1.0), 0.01 * noise(1.5, 1)])
     encoder = load_encoder(folder)
-    rows = encode_windows(encoder, prepared_tracks(encoder, files(tmp_path / "audio", clip)), window_seconds=1.0)
+    rows = encoder.rows(files(tmp_path / "audio", clip), 1.0)
     model, extractor = AutoModel.from_pretrained(folder).eval(), Wav2Vec2FeatureExtractor.from_pretrained(folder)
     expected = expected_windows(model, extractor, clip, 16_000, 1.0)
     assert list(rows.features) == ["0", "1", "2"] == list(expected)
@@ -133,7 +134,7 @@ def test_the_frozen_music2vec_and_data2vec_models_go_the_fast_way_with_conv(tiny
     paths = files(tmp_path / "audio", clip)
     for name, num_layers in (("ours", 3), ("plain", 2)):
         encoder = load_encoder(tmp_path / name)
-        rows = encode_windows(encoder, prepared_tracks(encoder, paths), window_seconds=1.0)
+        rows = encoder.rows(paths, 1.0)
         layers = [str(layer) for layer in range(num_layers + 1)]
         assert list(rows.features) == ["conv", *layers]
         track = rows.merged(None)
@@ -144,17 +145,17 @@ def test_the_frozen_music2vec_and_data2vec_models_go_the_fast_way_with_conv(tiny
 
 def test_company_changes_nothing_with_a_group_norm_front_end(tmp_path):
     encoder = load_encoder(save_other("wav2vec2", tmp_path / "model"))
-    clips = [encoder.prepare(noise(seconds, seed)) for seed, seconds in enumerate((1.0, 2.3, 0.4, 2.3))]
-    together = encode_windows(encoder, clips, window_seconds=1.0)
+    clips = [noise(seconds, seed) for seed, seconds in enumerate((1.0, 2.3, 0.4, 2.3))]
+    together = encoder.rows(clips, 1.0)
     assert together.rows_per_track.tolist() == [1, 3, 1, 3]
     for number, clip in enumerate(clips):
-        alone, part = encode_windows(encoder, [clip], window_seconds=1.0), together.take([number])
+        alone, part = encoder.rows([clip], 1.0), together.take([number])
         for layer, values in alone.features.items():
             np.testing.assert_allclose(part.features[layer], values, atol=1e-5)
 
 
 def test_tracks_are_read_as_they_are_needed(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders, "READ_AHEAD_SECONDS", 2.0)
+    monkeypatch.setitem(windows.READ_AHEAD_SECONDS, "mean", 2.0)
     encoder = load_encoder(save_other("wav2vec2", tmp_path / "model"))
     alive, counts = set(), []
 
@@ -166,46 +167,33 @@ def test_tracks_are_read_as_they_are_needed(tmp_path, monkeypatch):
             counts.append(len(alive))
             yield track
 
-    rows = encode_windows(encoder, tracks())
-    assert len(rows.rows_per_track) == 12 and max(counts) <= 5  # four of half a second, and the next
+    heard = hear_tracks(encoder, tracks(), encoder.plan(30.0), encoder.layers)
+    assert (
+        sum(len(list(track.windows)) for track in heard) == 12 and max(counts) <= 5
+    )  # four of half a second, and the next
 
 
 def test_random_weights_are_those_of_the_seed(tmp_path):
     folder = save_other("hubert", tmp_path / "model")
     before = torch.get_rng_state()
-    ids = [encoder_identity(load_encoder(folder, True, seed), 30.0, "fp32")[0] for seed in (1, 2, 1)]
+    ids = [load_encoder(folder, True, seed).hash for seed in (1, 2, 1)]
     assert torch.equal(before, torch.get_rng_state())
-    trained = encoder_identity(load_encoder(folder), 30.0, "fp32")[0]
+    trained = load_encoder(folder).hash
     assert ids[0] == ids[2] and len({*ids, trained}) == 3
 
 
 def test_the_identity_knows_weights_extractor_settings_and_windows(tmp_path):
     folder = save_other("hubert", tmp_path / "model")
-    identities = [encoder_identity(load_encoder(folder), *run)[1] for run in ((30.0, "fp32"), (5.0, "fp32"))]
-    identities.append(encoder_identity(load_encoder(folder), 30.0, "bf16")[1])
+    identities = [load_encoder(folder).identity(*run) for run in ((30.0, "fp32"), (5.0, "fp32"), (30.0, "bf16"))]
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert encoder_identity(load_encoder(copy), 30.0, "fp32")[1] == identities[0]
+    assert load_encoder(copy).identity(30.0) == identities[0]
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(copy)
-    identities.append(encoder_identity(load_encoder(copy), 30.0, "fp32")[1])
+    identities.append(load_encoder(copy).identity(30.0))
     shutil.copy(folder / "preprocessor_config.json", copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
-    identities.append(encoder_identity(load_encoder(copy), 30.0, "fp32")[1])
+    identities.append(load_encoder(copy).identity(30.0))
     assert len(set(identities)) == 5
-
-
-def test_threads_that_decode_ahead_change_nothing(tmp_path, monkeypatch):
-    encoder = load_encoder(save_other("wav2vec2", tmp_path / "model"))
-    paths = files(tmp_path / "audio", *(noise(0.1 + 0.1 * (number % 3), number) for number in range(12)))
-    one_by_one = list(prepared_tracks(encoder, paths))
-    monkeypatch.setattr(encoders, "decoding_threads", lambda model: 4)
-    for ahead, expected in zip(prepared_tracks(encoder, paths), one_by_one, strict=True):
-        np.testing.assert_array_equal(ahead, expected)
-    paths[4].write_text("not audio")
-    heard = prepared_tracks(encoder, paths)
-    assert [len(next(heard)) for _ in range(4)] == [len(track) for track in one_by_one[:4]]
-    with pytest.raises(ValueError, match=r"4\.wav"):
-        next(heard)
 
 
 def test_remote_code_runs_only_when_trusted_and_hears_its_own_rate(tmp_path, monkeypatch):
@@ -220,10 +208,10 @@ def test_remote_code_runs_only_when_trusted_and_hears_its_own_rate(tmp_path, mon
     # A tone above what 16 kHz can carry arrives whole.
     times = np.arange(44_100) / 44_100
     (path,) = files(tmp_path / "audio", np.sin(2 * np.pi * 9_000 * times).astype(np.float32), rate=44_100)
-    (heard,) = prepared_tracks(encoder, [path])
+    (heard,) = (track._prepared for track in load_tracks([path], encoder))
     spectrum = np.abs(np.fft.rfft(heard))
     assert len(heard) == 24_000 and spectrum.argmax() == 9_000
-    rows = encode_windows(encoder, [heard])
+    rows = encoder.rows([path], 30.0)
     expected = expected_windows(encoder.model, lambda x, **_: {"input_values": [x]}, heard, 24_000, 30.0)
     for layer, values in expected.items():
         np.testing.assert_allclose(rows.features[layer], values, atol=1e-5)
@@ -232,7 +220,7 @@ def test_remote_code_runs_only_when_trusted_and_hears_its_own_rate(tmp_path, mon
         shutil.copytree(folder, tmp_path / name)
         (tmp_path / name / "modeling_toy.py").write_text(code)
         other = load_encoder(tmp_path / name, trust_remote_code=True)
-        assert (other.preprocessing == encoder.preprocessing) is same
+        assert (other.identity(30.0) == encoder.identity(30.0)) is same
 
 
 def test_what_cannot_be_heard_gets_a_sentence(tmp_path):
@@ -241,13 +229,13 @@ def test_what_cannot_be_heard_gets_a_sentence(tmp_path):
         BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     ).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"\(BertModel\) does not take raw audio as `input_values`; probe a model"):
+    with pytest.raises(ValueError, match=r"\(BertModel\) does not take raw audio as `input_values`; name a model"):
         load_encoder(folder)
     with pytest.raises(ValueError, match="neither a folder here nor a model that the Hub gives"):
         load_encoder(tmp_path / "nothing")
     encoder = load_encoder(save_other("hubert", tmp_path / "model"))
     paths = files(tmp_path / "audio", noise(0.02))
-    with pytest.raises(ValueError, match=r"0.wav: 320 samples at 16000 Hz are less than the 400 of one frame"):
-        list(prepared_tracks(encoder, paths))
+    with pytest.raises(ValueError, match=r"0.wav: .* 320 samples at 16000 Hz but one frame needs 400"):
+        encoder.rows(paths, 30.0)
     with pytest.raises(ValueError, match=r"`window_seconds` is 0.01. Use at least 0.025 s"):
-        encode_windows(encoder, [], window_seconds=0.01)
+        encoder.rows(paths, 0.01)

@@ -1,20 +1,24 @@
-"""Baselines beside a learned representation: spectral statistics as features.
+"""Spectral statistics in the shape of an encoder: baselines beside a learned representation.
 
-The spectral features follow JukeMIR: mean and standard deviation over time of the feature and of its first and second
-differences. Chroma is the variant that did best on the synthetic corpus: the square root of the magnitude of a long
-Fourier transform between 60 and 1,000 Hz, averaged per pitch class.
+They follow JukeMIR: mean and standard deviation over time of the feature and of its first and second differences.
+Chroma is the variant that did best on the synthetic corpus: the square root of the magnitude of a long Fourier
+transform between 60 and 1,000 Hz, averaged per pitch class.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from music2vec_hf.probing.rows import FeatureRows, cut
+from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.features.store import FeatureRows
+from music2vec_hf.model.feature_extraction_music2vec import cut_windows
 
 SAMPLING_RATE = 16_000
+SPECTRAL_VERSION = "1"
 NUM_MFCC = 20
 CHROMA_WINDOW = 8192
 CHROMA_HOP = 2048
@@ -104,27 +108,52 @@ SPECTRAL_FRAMES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def spectral_rows(kind: str, paths: Sequence[str | Path], seconds: float | None = None) -> FeatureRows:
-    """Statistics over time of a spectral feature, of whole audio files or of pieces of them.
+@dataclass(frozen=True)
+class SpectralEncoder:
+    """A spectral feature, to be asked as an [`Encoder`](music2vec_hf.features.encoders.Encoder) is.
 
     Args:
-        kind (`str`): one of `SPECTRAL_FRAMES`.
-        paths (`Sequence[Path]`): audio files.
-        seconds (`float`, *optional*): length of a piece; the last one of a file may be shorter. None means the file.
-
-    Returns:
-        `FeatureRows`: one layer of the name `kind`, `6 * C` wide: mfcc 120, chroma 72, mel 768.
+        kind (`str`): one of `SPECTRAL_FRAMES`, also the name of its only layer.
     """
-    from music2vec_hf.audio.reading import read_audio
 
-    num_samples = None if seconds is None else round(seconds * SAMPLING_RATE)
-    tracks = []
-    for path in paths:
-        pieces = cut(read_audio(path), num_samples)
-        frames = [SPECTRAL_FRAMES[kind](piece) for piece in pieces]
-        features = {kind: np.stack([time_statistics(each) for each in frames])}
-        lengths = np.array([len(piece) / SAMPLING_RATE for piece in pieces])
-        tracks.append(
-            FeatureRows(features, np.array([0, len(pieces)]), np.array([len(each) for each in frames]), lengths)
-        )
-    return FeatureRows.joined(tracks)
+    kind: str
+    hears_whole_rows = True
+
+    @property
+    def layers(self) -> list[str]:
+        """The one layer."""
+        return [self.kind]
+
+    @property
+    def hash(self) -> str:
+        """Name and version of the feature's definition."""
+        return f"{self.kind}-{SPECTRAL_VERSION}"
+
+    def identity(self, window_seconds: float | None, precision: str = "fp32") -> str:
+        """All that the features of a file depend on beside its content."""
+        return f"{self.hash}, pieces of {window_seconds} s"
+
+    def rows(
+        self, paths: Sequence[str | Path], window_seconds: float | None = None, precision: str = "fp32"
+    ) -> FeatureRows:
+        """Statistics over time of whole audio files or of pieces of them: one row per piece.
+
+        Args:
+            paths (`Sequence[Path]`): audio files.
+            window_seconds (`float`, *optional*): length of a piece; the last one of a file may be shorter. None means
+                the file.
+            precision (`str`): has no say.
+
+        Returns:
+            `FeatureRows`: `6 * C` wide: mfcc 120, chroma 72, mel 768.
+        """
+        return FeatureRows.joined([self._rows_of_file(path, window_seconds) for path in paths])
+
+    def _rows_of_file(self, path: str | Path, window_seconds: float | None) -> FeatureRows:
+        samples = read_audio(path)
+        window = len(samples) if window_seconds is None else round(window_seconds * SAMPLING_RATE)
+        pieces = [samples[start:stop] for start, stop in cut_windows(len(samples), window, shortest=1)]
+        frames = [SPECTRAL_FRAMES[self.kind](piece) for piece in pieces]
+        features = {self.kind: np.stack([time_statistics(each) for each in frames])}
+        seconds = np.array([len(piece) / SAMPLING_RATE for piece in pieces])
+        return FeatureRows(features, np.array([0, len(pieces)]), np.array([len(each) for each in frames]), seconds)

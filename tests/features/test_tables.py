@@ -16,10 +16,9 @@ from toy_audio import noise
 
 from music2vec_hf import embed
 from music2vec_hf.corpus.prepare import prepare_corpus
-from music2vec_hf.features.embedding_files import write_tables
-from music2vec_hf.features.embedding_inputs import list_inputs
-from music2vec_hf.features.embedding_table import write_embeddings
-from music2vec_hf.features.embeddings import embed_windows
+from music2vec_hf.features.store import write_tables
+from music2vec_hf.features.tables import list_inputs, write_embeddings
+from music2vec_hf.features.windows import hear_tracks
 
 
 @pytest.fixture
@@ -104,30 +103,30 @@ def test_a_prepared_corpus_gives_a_row_for_each_clip(encoder_folder, music, tmp_
 
 
 def embedded(monkeypatch):
-    """A list that grows by the number of windows that the encoder hears."""
+    """A list that grows by the number of each track that the encoder hears."""
     heard = []
 
     def counted(*args):
-        for found in embed_windows(*args):
-            heard.append(found[0].number)
+        for found in hear_tracks(*args):
+            heard.append(found.number)
             yield found
 
-    monkeypatch.setattr("music2vec_hf.features.embedding_table.embed_windows", counted)
+    monkeypatch.setattr("music2vec_hf.features.tables.hear_tracks", counted)
     return heard
 
 
 KILLED = """
 import os, signal, sys
-from music2vec_hf import embedding_table
+from music2vec_hf.features import tables
 
-def write(*args, write=embedding_table.write_tables, done=[]):
+def write(*args, write=tables.write_tables, done=[]):
     if len(done) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     write(*args)
     done.append(args)
 
-embedding_table.write_tables = write
-embedding_table.write_embeddings(*sys.argv[1:2], sys.argv[2:3], sys.argv[3], device="cpu")
+tables.write_tables = write
+tables.write_embeddings(*sys.argv[1:2], sys.argv[2:3], sys.argv[3], device="cpu")
 """
 
 
@@ -153,16 +152,16 @@ def test_a_killed_run_goes_on(encoder_folder, music, tmp_path, monkeypatch, name
 
 def test_a_changed_file_or_setting_reads_no_old_part(encoder_folder, music, tmp_path, monkeypatch):
     def interrupted(target, *args):
-        if target.suffix == ".parquet" and len(list(target.parent.iterdir())) == 3:
+        if target.suffix == ".parquet" and len(list(target.parent.glob("*.parquet"))) == 3:
             raise KeyboardInterrupt
         write_tables(target, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr("music2vec_hf.features.embedding_table.write_tables", interrupted)
+        patched.setattr("music2vec_hf.features.tables.write_tables", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_embeddings(encoder_folder, [music], tmp_path / "out.parquet", ["3"])
     saved = shutil.copytree(tmp_path / ".out.parquet.parts", tmp_path / ".other.parquet.parts")
-    assert len(list(saved.iterdir())) == 3
+    assert len(list(saved.glob("*.parquet"))) == 3
     assert (
         write_embeddings(encoder_folder, [music], tmp_path / "other.parquet", ["3"], window_seconds=20)["reused"] == 0
     )
@@ -232,7 +231,7 @@ def test_inputs_of_every_kind_are_listed(music, tmp_path):
 
 MEMORY = """
 import resource, sys
-from music2vec_hf.embedding_table import write_embeddings
+from music2vec_hf.features.tables import write_embeddings
 
 def peak(name):
     write_embeddings(sys.argv[1], [f"{sys.argv[2]}/{name}.flac"], f"{sys.argv[2]}/{name}.parquet", **options)

@@ -1,6 +1,5 @@
 """Sources: features from audio files, each computed once, found again by content, resumed after a kill."""
 
-import runpy
 import signal
 import subprocess
 import sys
@@ -10,8 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from music2vec_hf.probing import feature_cache, sources
-from music2vec_hf.probing.baselines import SPECTRAL_FRAMES, chroma_frames, mel_frames, mfcc_frames, time_statistics
+from music2vec_hf.features import sources, store
+from music2vec_hf.features.encoders import Encoder
+from music2vec_hf.features.spectral import (
+    SPECTRAL_FRAMES,
+    SpectralEncoder,
+    chroma_frames,
+    mel_frames,
+    mfcc_frames,
+    time_statistics,
+)
 
 CHROMA = sources.FeatureSource("chroma", "chroma")
 
@@ -33,20 +40,19 @@ def paths(tmp_path_factory):
 @pytest.fixture
 def computed(monkeypatch):
     """Files of every call that computes features: of spectral statistics and of models."""
-    from music2vec_hf.probing import encoders
+    calls = []
+    for kind in (Encoder, SpectralEncoder):
 
-    calls, spectral, tracks = [], sources.spectral_rows, encoders.prepared_tracks
-    monkeypatch.setattr(
-        sources, "spectral_rows", lambda kind, chosen, *a: calls.append(chosen) or spectral(kind, chosen, *a)
-    )
-    monkeypatch.setattr(
-        encoders, "prepared_tracks", lambda encoder, chosen: calls.append(chosen) or tracks(encoder, chosen)
-    )
+        def counted(self, chosen, *args, rows=kind.rows):
+            calls.append(chosen)
+            return rows(self, chosen, *args)
+
+        monkeypatch.setattr(kind, "rows", counted)
     return calls
 
 
-def features_of(source, paths, **options):
-    return sources.source_features(source, paths, progress=False, **options)
+def features_of(source, paths, cache_dir=None, row_seconds=None, **options):
+    return store.FeatureStore(cache_dir, sources.open_source(source), **options).rows(paths, row_seconds)
 
 
 def same(one, two):
@@ -66,87 +72,67 @@ def test_sources_have_names_and_mistakes_get_a_sentence():
         sources.resolve_sources(["a/model", "b/model"])
 
 
-def test_a_killed_run_resumes_from_the_cache(paths, tmp_path, monkeypatch, computed):
-    monkeypatch.setattr(feature_cache, "FILES_PER_PART", 8)
-    real = sources.spectral_rows
-
-    def interrupted(kind, chosen, *arguments):
-        if len(computed) == 1:
-            raise KeyboardInterrupt
-        return real(kind, chosen, *arguments)
-
-    monkeypatch.setattr(sources, "spectral_rows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        features_of(CHROMA, paths, cache_dir=tmp_path)
-    monkeypatch.setattr(sources, "spectral_rows", real)
-    rows, _ = features_of(CHROMA, paths, cache_dir=tmp_path)
-    assert [len(chosen) for chosen in computed] == [8, 8, 4]
-    same(rows, features_of(CHROMA, paths)[0])
-    computed.clear()
-    same(rows, features_of(CHROMA, paths, cache_dir=tmp_path)[0])
-    assert computed == []
-
-
 KILLED = """
-import sys, time
-import numpy as np
-from pathlib import Path
-from music2vec_hf.probing import feature_cache
-from music2vec_hf.probing.rows import FeatureRows
+import os, signal, sys
+from music2vec_hf.features import store
+from music2vec_hf.features.spectral import SpectralEncoder
 
-parts = []
+class Killed(SpectralEncoder):
+    def rows(self, paths, *args, done=[]):
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(paths)
+        return super().rows(paths, *args)
 
-def compute(paths):
-    if len(parts) == 2 and __name__ == "__main__":
-        print("two parts", flush=True)
-        time.sleep(60)
-    parts.append(paths)
-    return FeatureRows.one_per_track({"size": np.array([[Path(path).stat().st_size] for path in paths])})
-
-def rows(folder, paths, compute=compute):
-    digests = feature_cache.audio_digests(paths)
-    return feature_cache.cached_rows(paths, digests, "sizes", Path(folder), compute, None, "sizes", False)
-
-if __name__ == "__main__":
-    feature_cache.FILES_PER_PART = 4
-    rows(sys.argv[1], sys.argv[2:])
+store.FILES_PER_PART = 4
+store.FeatureStore(sys.argv[1], Killed("chroma")).rows(sys.argv[2:])
 """
 
 
-def test_a_run_that_is_killed_outright_leaves_whole_parts(paths, tmp_path):
-    (tmp_path / "killed.py").write_text(KILLED)
-    command = [sys.executable, tmp_path / "killed.py", tmp_path / "cache", *paths]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "two parts\n"
-        process.send_signal(signal.SIGKILL)
+def test_a_run_that_is_killed_leaves_whole_parts_and_the_next_goes_on(paths, tmp_path, computed):
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cache", *paths])
+    assert killed.returncode == -signal.SIGKILL
     # What a kill in the middle of a write leaves beside them is no part.
     (folder,) = (tmp_path / "cache").iterdir()
-    (folder / f".{'0' * 32}.npz.1.npz").write_bytes(b"half")
-    script = runpy.run_path(str(tmp_path / "killed.py"))
-    rows = script["rows"](tmp_path / "cache", paths, script["compute"])
-    assert [len(chosen) for chosen in script["parts"]] == [12]
-    assert rows.features["size"][:, 0].tolist() == [path.stat().st_size for path in paths]
+    (folder / ".x.parquet.1.unfinished").write_bytes(b"half")
+    rows = features_of(CHROMA, paths, cache_dir=tmp_path / "cache")
+    assert [len(chosen) for chosen in computed] == [12]
+    same(rows, features_of(CHROMA, paths))
+    computed.clear()
+    same(rows, features_of(CHROMA, paths, cache_dir=tmp_path / "cache"))
+    assert computed == []
+
+
+def test_parts_of_version_0_1_0_are_read(paths, tmp_path, computed):
+    rows = features_of(CHROMA, paths[:3], cache_dir=tmp_path)
+    (part,) = tmp_path.rglob("*.parquet")
+    arrays = {name: getattr(rows, name) for name in ("offsets", "num_frames", "seconds")}
+    digests = np.array(store.audio_digests(paths[:3]))
+    np.savez(part.with_suffix(".npz"), digests=digests, layer_chroma=rows.features["chroma"], **arrays)
+    part.unlink()
+    same(features_of(CHROMA, paths[:3], cache_dir=tmp_path), rows)
+    assert len(computed) == 1 and not list(tmp_path.rglob("*.parquet"))
 
 
 def test_other_tasks_and_orders_take_what_is_there(paths, tmp_path, computed):
     features_of(CHROMA, paths[:12], cache_dir=tmp_path)
     mixed = [*paths[15:], *paths[5:10][::-1], paths[7]]
-    rows, _ = features_of(CHROMA, mixed, cache_dir=tmp_path)
+    rows = features_of(CHROMA, mixed, cache_dir=tmp_path)
     assert computed == [paths[:12], paths[15:]]
-    same(rows, features_of(CHROMA, mixed)[0])
+    same(rows, features_of(CHROMA, mixed))
 
 
 def test_a_changed_file_is_heard_again_and_equal_content_once(paths, tmp_path, computed):
     files = [tmp_path / f"{number}.wav" for number in range(3)]
     for path, number in zip(files, (0, 1, 0), strict=True):
         path.write_bytes(paths[number].read_bytes())
-    rows, _ = features_of(CHROMA, files, cache_dir=tmp_path / "cache")
+    rows = features_of(CHROMA, files, cache_dir=tmp_path / "cache")
     assert [len(chosen) for chosen in computed] == [2]
     np.testing.assert_array_equal(rows.features["chroma"][0], rows.features["chroma"][2])
     files[1].write_bytes(paths[5].read_bytes())
-    changed, _ = features_of(CHROMA, files, cache_dir=tmp_path / "cache")
+    changed = features_of(CHROMA, files, cache_dir=tmp_path / "cache")
     assert computed[1:] == [[files[1]]]
-    same(changed, features_of(CHROMA, files)[0])
+    same(changed, features_of(CHROMA, files))
     assert not np.array_equal(changed.features["chroma"][1], rows.features["chroma"][1])
 
 
@@ -154,13 +140,13 @@ def test_model_features_are_cached_by_weights_and_windows_but_not_by_rows(paths,
     source = sources.resolve_sources([model_folder])[0]
     random = sources.FeatureSource("random-init", "random-init", model_folder, seed=3)
     cached = {"cache_dir": tmp_path / "cache", "window_seconds": 0.4}
-    track, trained_hash = features_of(source, paths, **cached)
+    track = features_of(source, paths, **cached)
     assert track.rows_per_track.tolist() == [1] * 20 and list(track.features) == ["conv", "0", "1", "2", "3"]
     # Another protocol makes other rows of the same windows, without hearing anything again.
-    clips, _ = features_of(source, paths, row_seconds=0.8, **cached)
-    windows, _ = features_of(source, paths, row_seconds=0.4, **cached)
+    clips = features_of(source, paths, row_seconds=0.8, **cached)
+    windows = features_of(source, paths, row_seconds=0.4, **cached)
     assert len(computed) == 1
-    same(clips, features_of(source, paths, row_seconds=0.8, window_seconds=0.4)[0])
+    same(clips, features_of(source, paths, row_seconds=0.8, window_seconds=0.4))
     assert clips.rows_per_track.tolist() == [1] * 5 + [2] * 15
     assert windows.rows_per_track.tolist() == [2] * 5 + [3] * 8 + [4] * 7
     same(track, windows.merged(None))
@@ -171,23 +157,23 @@ def test_model_features_are_cached_by_weights_and_windows_but_not_by_rows(paths,
         features_of(source, paths, **cached | {"window_seconds": 0.3}),
         features_of(source, paths, **cached, precision="bf16"),
     ]
-    assert len(computed) == 4 and len({trained_hash, *(digest for _, digest in others)}) == 3
-    for rows, _ in others:
+    assert len(computed) == 4
+    for rows in others:
         assert not np.array_equal(rows.features["3"], track.features["3"])
 
 
 @pytest.mark.parametrize("kind", SPECTRAL_FRAMES)
 def test_spectral_rows_are_those_of_the_clip_alone(kind, paths, tmp_path, computed):
     source = sources.FeatureSource(kind, kind)
-    rows, _ = features_of(source, paths[-2:], row_seconds=0.5, cache_dir=tmp_path)
+    rows = features_of(source, paths[-2:], row_seconds=0.5, cache_dir=tmp_path)
     assert rows.rows_per_track.tolist() == [3, 4] and rows.seconds[:3] == pytest.approx([0.5, 0.5, 0.5], abs=1e-6)
     for start in range(3):
         clip = soundfile.read(paths[-2], dtype="float32")[0][start * 8_000 : (start + 1) * 8_000]
         soundfile.write(tmp_path / "clip.wav", clip, 16_000, subtype="FLOAT")
-        alone, _ = features_of(source, [tmp_path / "clip.wav"])
+        alone = features_of(source, [tmp_path / "clip.wav"])
         np.testing.assert_array_equal(rows.features[kind][start], alone.features[kind][0])
     # Rows of another length are no entry of this cache.
-    whole, _ = features_of(source, paths[-2:], cache_dir=tmp_path)
+    whole = features_of(source, paths[-2:], cache_dir=tmp_path)
     assert whole.rows_per_track.tolist() == [1, 1]
     assert not np.array_equal(whole.features[kind][0], rows.features[kind][0])
 
