@@ -26,7 +26,7 @@ LIMITS = {
     "audio": 2_300,
     "corpus": 3_900,
     "synthetic": 920,
-    "features": 1_600,
+    "features": 1_900,
     "pretraining": 1_900,
     "finetuning": 620,
     "probing": 6_200,

@@ -136,9 +136,9 @@ def test_a_changed_file_is_heard_again_and_equal_content_once(paths, tmp_path, c
     assert not np.array_equal(changed.features["chroma"][1], rows.features["chroma"][1])
 
 
-def test_model_features_are_cached_by_weights_and_windows_but_not_by_rows(paths, tmp_path, model_folder, computed):
-    source = sources.resolve_sources([model_folder])[0]
-    random = sources.FeatureSource("random-init", "random-init", model_folder, seed=3)
+def test_model_features_are_cached_by_weights_and_windows_but_not_by_rows(paths, tmp_path, encoder_folder, computed):
+    source = sources.resolve_sources([str(encoder_folder)])[0]
+    random = sources.FeatureSource("random-init", "random-init", str(encoder_folder), seed=3)
     cached = {"cache_dir": tmp_path / "cache", "window_seconds": 0.4}
     track = features_of(source, paths, **cached)
     assert track.rows_per_track.tolist() == [1] * 20 and list(track.features) == ["conv", "0", "1", "2", "3"]
