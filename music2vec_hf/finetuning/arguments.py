@@ -80,6 +80,12 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"`early_stopping_patience` is {self.early_stopping_patience}. Use 0 or more.")
         if isinstance(self.label, str):
             self.label = [self.label]
+        if self.ddp_find_unused_parameters is None:
+            # LayerDrop leaves out layers, and a head need not read all of them; Trainer looks for such parameters only
+            # without gradient checkpointing.
+            self.ddp_find_unused_parameters = True
+        if self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
         super().__post_init__()
 
     @property

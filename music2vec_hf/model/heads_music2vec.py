@@ -1,5 +1,7 @@
 """The encoder with a head on top: one answer for a clip, or one for every frame of it (50 a second)."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -58,14 +60,20 @@ class Music2VecHead(Music2VecPreTrainedModel):
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[..., width]` of frames or pooled clips -> logits `[..., num_labels]`, for regression in the
-        labels' own units."""
-        features = self.dropout((features - self.feature_mean) / self.feature_std)
-        if self.projector is not None:
-            features = self.dropout(F.relu(self.projector(features)))
-        logits = self.classifier(features)
+        labels' own units and in float32: bfloat16 knows 126 and 126.5, but nothing between them."""
+        if self.config.problem_type != "regression" and self.config.target_std is None:
+            return self._linear(features)
+        with _no_autocast(features.device.type):
+            logits = self._linear(features.to(self.feature_mean.dtype)).float()
         if self.config.target_std is not None:
             logits = logits * logits.new_tensor(self.config.target_std) + logits.new_tensor(self.config.target_mean)
         return logits
+
+    def _linear(self, features: torch.Tensor) -> torch.Tensor:
+        features = self.dropout((features - self.feature_mean) / self.feature_std)
+        if self.projector is not None:
+            features = self.dropout(F.relu(self.projector(features)))
+        return self.classifier(features)
 
     def _frames(self, input_values, attention_mask, output_hidden_states=None, **kwargs):
         """The layer that the head reads `[B, T, width]`, and the encoder's further outputs that were asked for."""
@@ -214,6 +222,11 @@ class Music2VecForAudioFrameClassification(Music2VecHead):
         return TokenClassifierOutput(loss=loss, logits=logits, **outputs)
 
 
+def _no_autocast(device_type: str):
+    enabled = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
+
+
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Music2VecConfig) -> torch.Tensor:
     """Mean loss of clips or frames, by `config.problem_type`.
 
@@ -249,11 +262,13 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Musi
         labels = labels[:, None]
     if labels.shape != logits.shape:
         raise ValueError(f"Labels have shape {tuple(labels.shape)}. {problem} takes {tuple(logits.shape)}.")
-    labels = labels.to(logits.dtype)
     if problem == "multi_label_classification":
+        labels = labels.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, labels)
+    logits, labels = logits.float(), labels.float()
     scale = logits.new_tensor(config.target_std) if config.target_std is not None else 1.0
-    return F.mse_loss(logits / scale, labels / scale)
+    with _no_autocast(logits.device.type):
+        return F.mse_loss(logits / scale, labels / scale)
 
 
 __all__ = [

@@ -142,7 +142,12 @@ def run_suite(
         timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
     results[CHANCE] = {task: chance_result(task_data, search) for task, task_data in loaded.items()}
     about[CHANCE] = {"source": CHANCE, "source_kind": CHANCE, "model_hash": None}
-    path = _write(output, _content(results, about, search, settings) | {"timings": timings}, results)
+    affected = {
+        task: {sentence: list(tracks) for sentence, tracks in task_data.affected.items() if tracks}
+        for task, task_data in loaded.items()
+    }
+    content = _content(results, about, search, settings) | {"affected_tracks": affected, "timings": timings}
+    path = _write(output, content, results)
     models = {source.name: source.model for source in resolved}
     for (name, task), folder in exports.items():
         result = results[name][task]

@@ -175,6 +175,21 @@ def test_standardisation_and_the_labels_own_units(build, clips):
         torch.testing.assert_close(output.loss, F.mse_loss(z_scores, targets))
 
 
+@pytest.mark.parametrize("units", [{}, {"target_mean": [126.37], "target_std": [30.0]}], ids=["raw", "scaled"])
+@pytest.mark.parametrize("hidden", [0, 8])
+@pytest.mark.parametrize("head", HEADS)
+def test_values_are_exact_under_bfloat16_autocast(head, hidden, units, build, clips):
+    model = build(head, num_labels=1, problem_type="regression", classifier_hidden_size=hidden, **units)
+    torch.nn.init.zeros_(model.classifier.weight)
+    torch.nn.init.constant_(model.classifier.bias, 0.0 if units else 126.37)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = model(clips).logits
+        output = model(clips, labels=torch.full(plain.shape, 126.40))
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.logits, torch.full(plain.shape, 126.37))
+    torch.testing.assert_close(output.loss, torch.tensor((0.03 / (30.0 if units else 1.0)) ** 2), rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
 def test_padding_is_not_pooled(build, pooling):
     model = build(classifier_layer="conv", classifier_pooling=pooling, classifier_hidden_size=8)
