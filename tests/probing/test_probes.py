@@ -1,358 +1,204 @@
-"""Laws of the batched probes: batch equals alone, draws depend on seed and step only, features that tell are read."""
+"""Probes: the searches hold the numbers of their protocols; clips become tracks in four ways."""
 
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from music2vec_hf.common.metrics import get_metric
-from music2vec_hf.probing import training
-from music2vec_hf.probing.probes import ENSEMBLES, ProbeData, ProbeJob, ProbeSettings, Search, combine, get_search
-from music2vec_hf.probing.training import Draws, Features, Progress, Stack, Targets, initial_parameters, train_probes
-
-NUM_TRACKS, NUM_FEATURES = 150, 12
-SHORT = Search("short", (), max_steps=120, eval_every=10, patience=4)
-SETTINGS = (
-    ProbeSettings("linear", learning_rate=1e-2, dropout_input=0.25, batch_size=32),
-    ProbeSettings("linear", learning_rate=1e-3, weight_decay=1e-3, batch_size=32),
-    ProbeSettings("mlp", learning_rate=1e-2, dropout=0.5, dropout_input=0.25, batch_size=32, hidden_size=16),
-    ProbeSettings("mlp", learning_rate=3e-3, dropout=0.25, batch_size=48, hidden_size=16, standardise=False),
+from music2vec_hf.probing.evaluation import choose_probe
+from music2vec_hf.probing.probes import (
+    ENSEMBLES,
+    SEARCHES,
+    ProbeData,
+    ProbeSettings,
+    Search,
+    combine,
+    get_search,
+    summed_layers,
+    track_scores,
 )
+from music2vec_hf.probing.tasks.loading import TASKS
+
+MODEL_LAYERS = ["conv", *map(str, range(13))]
+RNG = np.random.default_rng(0)
+OUTPUTS, TRACKS = RNG.standard_normal((10, 4)), np.array([0, 0, 0, 1, 2, 2, 2, 2, 3, 3])
 
 
-def toy_data(problem_type="single_label_classification", signal=1.5, seed=0):
-    """Two layers of different width; layer "good" carries the label, layer "noise" does not."""
-    rng = np.random.default_rng(seed)
-    classes = rng.integers(0, 4, 2 * NUM_TRACKS)
-    good = rng.standard_normal((2 * NUM_TRACKS, NUM_FEATURES)) + signal * np.eye(4, NUM_FEATURES)[classes]
-    features = {"good": 3 + 2 * good, "noise": rng.standard_normal((2 * NUM_TRACKS, 7))}
-    targets = {
-        "single_label_classification": (classes, 4, "accuracy"),
-        "multi_label_classification": (np.eye(4)[classes], 4, "roc_auc"),
-        "regression": (5 + 2 * good[:, :2], 2, "r2"),
-    }
-    values, num_outputs, metric = targets[problem_type]
-    train = {layer: array[:NUM_TRACKS].astype(np.float32) for layer, array in features.items()}
-    validation = {layer: array[NUM_TRACKS:].astype(np.float32) for layer, array in features.items()}
-    return ProbeData(train, values[:NUM_TRACKS], validation, values[NUM_TRACKS:], problem_type, num_outputs, metric)
-
-
-@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
-def test_a_probe_trained_in_a_batch_equals_the_probe_trained_alone(problem_type):
-    data = toy_data(problem_type)
-    jobs = [ProbeJob(layer, one, seed) for layer in ("good", "noise") for one in SETTINGS for seed in (0, 1)]
-    together = train_probes(jobs, data, SHORT)
-    alone = [train_probes([job], data, SHORT)[0] for job in jobs]
-    for batched, single in zip(together, alone, strict=True):
-        assert batched.job == single.job and batched.step == single.step
-        assert batched.score == pytest.approx(single.score, abs=1e-6)
-        for one, other in zip(batched.parameters, single.parameters, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
-    assert len({probe.step for probe in together}) > 1, "probes stopped at one step: early stopping was not tried"
-
-
-def test_targets_are_standardised_by_the_tasks_own_statistics_where_it_has_some():
-    data = toy_data("regression")
-    (by_split,) = train_probes([ProbeJob("good", SETTINGS[0], 0)], data, SHORT)
-    (by_task,) = train_probes(
-        [ProbeJob("good", SETTINGS[0], 0)], replace(data, target_statistics=((4.0, 5.0), (1.0, 2.0))), SHORT
+def test_jukemir_is_the_grid_of_216():
+    search = get_search("jukemir")
+    expected = product(
+        ("linear", "mlp"), (1e-5, 1e-4, 1e-3), (0.25, 0.5, 0.75), (0.0, 1e-4, 1e-3), (64, 256), (False, True)
     )
-    np.testing.assert_allclose(by_split.target_mean, data.targets.mean(0), rtol=1e-5)
-    assert by_task.target_mean.tolist() == [4.0, 5.0] and by_task.target_scale.tolist() == [1.0, 2.0]
+    found = [
+        (one.kind, one.learning_rate, one.dropout, one.weight_decay, one.batch_size, one.standardise)
+        for one in search.settings
+    ]
+    assert len(found) == 216 and set(found) == set(expected)
+    assert all(one.dropout_input == one.dropout and one.hidden_size == 512 for one in search.settings)
+    assert (search.eval_every, search.patience, search.max_steps, search.epochs) == (8, 256, None, False)
+    assert search.plateau_patience is None and search.layers(MODEL_LAYERS) == MODEL_LAYERS
 
 
-def test_results_do_not_depend_on_the_order_of_jobs():
-    jobs = [ProbeJob("good", one, seed) for one in SETTINGS for seed in (0, 1)]
-    forward, backward = train_probes(jobs, toy_data(), SHORT), train_probes(jobs[::-1], toy_data(), SHORT)
-    for one, other in zip(forward, backward[::-1], strict=True):
-        assert one.job == other.job and one.score == pytest.approx(other.score, abs=1e-6)
+def test_marble_has_six_rates_of_one_probe():
+    search = get_search("marble")
+    assert [one.learning_rate for one in search.settings] == [5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2]
+    for one in search.settings:
+        assert (one.kind, one.hidden_size, one.dropout, one.dropout_input) == ("mlp", 512, 0.2, 0)
+        assert (one.weight_decay, one.batch_size, one.standardise) == (0, 64, False)
+    assert search.epochs and (search.max_steps, search.eval_every) == (100, 1)
 
 
-def test_global_random_state_is_not_touched():
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    train_probes([ProbeJob("good", SETTINGS[2], 0)], toy_data(), SHORT)
-    assert torch.equal(before, torch.get_rng_state())
+@pytest.mark.parametrize(
+    ("task", "numbers"),
+    {
+        "magnatagatune": (3, 10, 100),
+        "mtg-jamendo-genre": (3, 10, 100),
+        "nsynth-pitch": (3, 10, 50),
+        "gtzan": (6, 20, 100),
+        "giantsteps": (5, 20, 100),
+        "emomusic": (5, 20, 100),
+        "vocalset-singer": (5, 20, 100),
+        "vocalset-technique": (5, 10, 100),
+        "custom": (5, 20, 100),
+    }.items(),
+)
+def test_marble_waits_as_long_as_its_table_says(task, numbers):
+    search = get_search("marble").for_task(task)
+    assert (search.plateau_patience, search.patience, search.max_steps) == numbers
+    assert get_search("quick").for_task(task) == get_search("quick")
 
 
-def test_small_products_are_left_to_one_thread_and_the_callers_number_comes_back(monkeypatch):
-    data, seen = toy_data(), []
-    monkeypatch.setattr(training, "_train_block", lambda *args: seen.append(torch.get_num_threads()) or [(0, None)])
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        for least in (training.MIN_FLOPS_OF_THREADS, 0):
-            monkeypatch.setattr(training, "MIN_FLOPS_OF_THREADS", least)
-            train_probes([ProbeJob("good", SETTINGS[0], 0)], data, SHORT)
-        assert seen == [1, 2] and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_marbles_numbers_belong_to_tasks_that_exist():
+    assert {name for name in get_search("marble").by_task if not name.startswith("vocalset")} <= set(TASKS)
 
 
-def test_linear_probe_step_equals_torch_adam():
-    """Three steps against torch's own modules, without dropout and with the whole split as batch."""
-    data = toy_data()
-    settings = ProbeSettings("linear", learning_rate=1e-2, weight_decay=1e-2, batch_size=NUM_TRACKS)
-    job = ProbeJob("good", settings, 3)
-    three_steps = Search("three", (), max_steps=3, eval_every=3, patience=9)
-    trained = train_probes([job], data, three_steps)[0]
-    assert trained.step == 3
-    inputs = torch.as_tensor((data.features["good"] - trained.feature_mean) / trained.feature_scale)
-    layer = torch.nn.Linear(NUM_FEATURES, 4)
-    weight, bias = initial_parameters(job, NUM_FEATURES, 4)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(bias[0])
-    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, weight_decay=1e-2)
-    for _ in range(3):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(layer(inputs), torch.as_tensor(data.targets)).backward()
-        optimizer.step()
-    np.testing.assert_allclose(trained.parameters[0], layer.weight.detach().numpy().T, atol=1e-5)
-    np.testing.assert_allclose(trained.parameters[1], layer.bias.detach().numpy(), atol=1e-5)
+def test_marble_tries_single_layers_and_the_weighted_sum_but_not_conv():
+    search = get_search("marble")
+    assert search.layers(MODEL_LAYERS) == [*map(str, range(13)), "weighted"]
+    assert summed_layers(["conv", "10", "9", "0", "1"]) == ["1", "9", "10"]
+    assert search.layers(["mfcc"]) == ["mfcc"]  # nothing to sum
+    assert search.layers(["3"]) == ["3"]
 
 
-def test_separable_features_score_high_and_noise_scores_chance():
-    data = toy_data(signal=6.0)
-    probes = train_probes([ProbeJob(layer, SETTINGS[0], 0) for layer in ("good", "noise")], data, SHORT)
-    assert probes[0].score > 0.95
-    assert probes[1].score < 0.45  # chance 0.25, standard deviation 0.035, best of 13 looks
+def test_quick_costs_at_most_a_twentieth_of_jukemir():
+    quick, jukemir = get_search("quick"), get_search("jukemir")
+    fewest = len(jukemir.settings) * jukemir.eval_every * jukemir.patience
+    assert 20 * len(quick.settings) * quick.max_steps <= fewest
+    assert {settings.kind for settings in quick.settings} == {"linear", "mlp"}
 
 
-def test_predict_gives_what_validation_saw():
-    data = toy_data("regression")
-    probe = train_probes([ProbeJob("good", SETTINGS[2], 0)], data, SHORT)[0]
-    predictions = probe.predict(data.validation_features["good"])
-    residual = ((predictions - data.validation_targets) ** 2).sum(0)
-    spread = ((data.validation_targets - data.validation_targets.mean(0)) ** 2).sum(0)
-    assert np.mean(1 - residual / spread) == pytest.approx(probe.score, abs=1e-5)
-    # Targets have mean 5: predictions come back in the targets' own units.
-    assert predictions.mean() == pytest.approx(5, abs=1.0)
+def test_quick_sees_features_as_they_are_where_their_size_tells():
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 4, 300)
+    features = 0.02 * random.standard_normal((300, 400))
+    features[:, :4] = 4 * np.eye(4)[targets] + 2 * random.standard_normal((300, 4))
+
+    def chosen(features):
+        train, validation = np.split(features.astype(np.float32), [100])
+        kind = "single_label_classification"
+        data = ProbeData({"mel": train}, targets[:100], {"mel": validation}, targets[100:], kind, 4, "accuracy")
+        return choose_probe(data, ["mel"], replace(get_search("quick"), max_steps=160))
+
+    large, levelled = chosen(features), chosen(features / features.std(axis=0))
+    assert not large.settings.standardise
+    assert large.score > levelled.score + 0.2  # the same features without their sizes: four in noise of 400
 
 
-def test_a_constant_feature_is_harmless():
-    data = toy_data()
-    for features in (data.features, data.validation_features):
-        features["good"][:, -1] = 7.0
-    assert train_probes([ProbeJob("good", SETTINGS[0], 0)], data, SHORT)[0].score > 0.5
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+BY_HAND = {
+    "vote": lambda rows: np.bincount(rows.argmax(1), minlength=rows.shape[1]),
+    "max": lambda rows: rows.max(0),
+    "gmean": lambda rows: rows.mean(0),
+    "mean": lambda rows: softmax(rows).mean(0),
+}
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_each_way_equals_its_formula_whatever_the_order_of_rows(ensemble):
+    expected = np.stack([BY_HAND[ensemble](OUTPUTS[track == TRACKS]) for track in range(4)])
+    combined = combine(OUTPUTS, TRACKS, ensemble)
+    assert isinstance(combined, np.ndarray)
+    np.testing.assert_allclose(combined, expected, atol=1e-12)
+    order = RNG.permutation(10)
+    np.testing.assert_allclose(combine(OUTPUTS[order], TRACKS[order], ensemble), expected, atol=1e-12)
+    of_probes = combine(torch.as_tensor(np.stack([OUTPUTS, 2 * OUTPUTS])), torch.as_tensor(TRACKS), ensemble)
+    assert of_probes.shape == (2, 4, 4)
+    np.testing.assert_allclose(of_probes[0], expected, atol=1e-12)
+    np.testing.assert_allclose(of_probes[1], combine(2 * OUTPUTS, TRACKS, ensemble), atol=1e-12)
+
+
+def test_a_tied_vote_falls_to_the_first_class():
+    logits = np.array([[0, 0, 5.0], [0, 5.0, 0]])
+    assert combine(logits, np.zeros(2, int), "vote").argmax(1).tolist() == [1]
+
+
+def one_hot(key, height=1.0):
+    return height * np.eye(24)[key]
+
+
+VOTE_IS_RIGHT = [one_hot(3), one_hot(3), one_hot(8, 9.0)]  # the loudest clip is wrong
+MAX_IS_RIGHT = [one_hot(8), one_hot(8), one_hot(3, 9.0)]  # and here it alone is right
+SONG_OF_CLIP = torch.as_tensor([0, 0, 0, 1, 1, 1])
+
+
+def test_keys_get_the_best_of_four_ways_of_each_probe():
+    outputs = torch.as_tensor(np.stack([VOTE_IS_RIGHT * 2, MAX_IS_RIGHT * 2]))
+    found = track_scores("weighted_key_score", torch.tensor([3, 3]), outputs, SONG_OF_CLIP)
+    assert found == [(1, "vote"), (1, "max")]
+
+
+def test_the_way_is_that_of_validation_even_if_test_would_choose_another():
+    """The trap: JukeMIR picks the way on validation and keeps it for test."""
+    validation = torch.as_tensor(np.array(VOTE_IS_RIGHT * 2))[None]
+    ((_, chosen),) = track_scores("weighted_key_score", torch.tensor([3, 3]), validation, SONG_OF_CLIP)
+    test = np.array(MAX_IS_RIGHT * 2)
+    score = {way: get_metric("weighted_key_score")([3, 3], combine(test, SONG_OF_CLIP, way)) for way in ENSEMBLES}
+    assert score[chosen] == 0 and max(score.values()) == score["max"] == 1
+
+
+def test_ties_fall_to_the_first_way():
+    outputs = torch.as_tensor(np.array([one_hot(3)] * 6))[None]
+    assert track_scores("weighted_key_score", torch.tensor([3, 3]), outputs, SONG_OF_CLIP) == [(1, "vote")]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "roc_auc", "r2"])
+def test_other_tasks_take_the_mean_of_the_outputs(metric):
+    outputs, tracks = torch.as_tensor(RNG.standard_normal((3, 40, 2))), torch.arange(40) // 4
+    references = {
+        "accuracy": torch.arange(10) % 2,
+        "roc_auc": torch.stack([torch.arange(10) % 2, torch.arange(10) % 3 == 0], 1).long(),
+        "r2": torch.as_tensor(RNG.standard_normal((10, 2))),
+    }[metric]
+    found = track_scores(metric, references, outputs, tracks)
+    expected = get_metric(metric)(references, outputs.reshape(3, 10, 4, 2).mean(2))
+    assert found == [(pytest.approx(score), "gmean") for score in expected.tolist()]
+
+
+def test_scores_that_are_not_finite_are_an_error():
+    outputs = torch.zeros(2, 3, 2)
+    outputs[1, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="outputs that are not finite"):
+        track_scores("accuracy", torch.tensor([0, 1, 0]), outputs)
 
 
 def test_mistakes_get_a_sentence():
-    for layer in ("9", "weighted"):
-        with pytest.raises(ValueError, match=f"No features for layer {layer}; there are good, noise"):
-            train_probes([ProbeJob(layer, SETTINGS[0], 0)], toy_data(), SHORT)
-
-
-def protocol(name, steps):
-    """A published protocol, cut short, and jobs that cover what its settings differ in."""
-    search = replace(get_search(name), max_steps=steps)
-    chosen = search.settings
-    if name == "jukemir":  # two of the nine that share inputs, for each of four inputs
-        chosen = [one for one in chosen if one.dropout != 0.5 and (one.batch_size == 64) == one.standardise]
-        chosen = [one for one in chosen if (one.learning_rate, one.weight_decay) in ((1e-3, 0), (1e-4, 1e-3))]
-    layers = ("2", "weighted") if name == "marble" else ("2",)
-    return search, [ProbeJob(layer, replace(one, hidden_size=32), 0) for layer in layers for one in chosen]
-
-
-def model_data(problem_type="single_label_classification", carrier="2", num_train=NUM_TRACKS):
-    """Layers "conv" and "0" to "3" of one width; only `carrier` tells the label."""
-    data, rng = toy_data(problem_type), np.random.default_rng(9)
-
-    def layers(features):
-        noise = {name: rng.standard_normal(features["good"].shape, np.float32) for name in ("conv", *"0123")}
-        return noise | {carrier: features["good"] - 3}
-
-    train = {name: values[:num_train] for name, values in layers(data.features).items()}
-    return replace(
-        data, features=train, targets=data.targets[:num_train], validation_features=layers(data.validation_features)
-    )
-
-
-@pytest.mark.parametrize(("name", "steps"), [("quick", 300), ("jukemir", 300), ("marble", 100)])
-def test_every_protocol_trains_the_same_probe_in_a_batch_and_alone(name, steps):
-    search, jobs = protocol(name, steps)
-    data = model_data()
-    together, alone = train_probes(jobs, data, search), [train_probes([job], data, search)[0] for job in jobs]
-    for batched, single in zip(together, alone, strict=True):
-        assert (batched.job, batched.step, batched.score) == (single.job, single.step, single.score)
-        for one, other in zip(batched.parameters, single.parameters, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
-        if batched.layer_weights is not None:
-            np.testing.assert_allclose(batched.layer_weights, single.layer_weights, atol=1e-5)
-    assert max(probe.step for probe in together) > 100
-
-
-@pytest.mark.parametrize("layer", ["2", "weighted"])
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
-def test_gradients_equal_those_of_autograd(problem_type, kind, layer):
-    """The products written out in `training.py`, against the loss of torch on the same draws."""
-    data = model_data(problem_type)
-    settings = ProbeSettings(kind, dropout=0.25, dropout_input=0.5, batch_size=32, hidden_size=16)
-    features, targets = Features(data, layer, True, "cpu"), Targets(data, "cpu")
-    probes = [Progress(seed, ProbeJob(layer, settings, seed), SHORT) for seed in (0, 1)]
-    stack = Stack(probes, features, data.num_outputs)
-    draws = Draws(7, NUM_TRACKS, 32, False, torch.device("cpu"))
-    with torch.no_grad():
-        stack.find_gradients(targets, draws)
-    rows = draws.rows(0)
-    for position in range(2):
-        leaves = [tensor[position].clone().requires_grad_() for tensor in stack.parameters]
-        inputs = features.train[..., rows, :]
-        if layer == "weighted":
-            inputs = (leaves[-1].softmax(-1).T[..., None] * inputs).sum(0)
-        outputs = (inputs * draws.mask("input", 0, NUM_FEATURES, 0.5)) @ leaves[0].T + leaves[1]
-        if kind == "mlp":
-            outputs = outputs.relu() * draws.mask("hidden", 0, 16, 0.25) @ leaves[2].T + leaves[3]
-        loss = {
-            "single_label_classification": lambda out: F.cross_entropy(out, torch.as_tensor(data.targets)[rows]),
-            "multi_label_classification": lambda out: F.binary_cross_entropy_with_logits(out, targets.train[rows]),
-            "regression": lambda out: F.mse_loss(out, targets.train[rows]),
-        }[problem_type](outputs)
-        for found, expected in zip(stack.gradients, torch.autograd.grad(loss, leaves), strict=True):
-            torch.testing.assert_close(found[position], expected, atol=1e-6, rtol=1e-4)
-
-
-def test_mini_batches_are_samples_without_replacement_or_epochs():
-    sampled = [Draws(step, 10, 4, False, torch.device("cpu")).rows(0).tolist() for step in range(1, 30)]
-    assert all(len(set(rows)) == 4 for rows in sampled) and set(chain(*sampled)) == set(range(10))
-    assert any(set(one) & set(other) for one, other in pairwise(sampled))
-    epochs = [Draws(step, 10, 4, True, torch.device("cpu")).rows(0).tolist() for step in range(1, 7)]
-    assert [len(rows) for rows in epochs] == [4, 4, 2] * 2
-    assert sorted(chain(*epochs[:3])) == sorted(chain(*epochs[3:])) == list(range(10))
-    assert epochs[:3] != epochs[3:]
-
-
-def test_masks_drop_their_share_and_keep_the_mean():
-    draws = Draws(3, 500, 400, False, torch.device("cpu"))
-    masks = {p: draws.mask("input", 0, 300, p) for p in (0.2, 0.25, 0.75)}
-    for probability, mask in masks.items():
-        assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - probability)])
-        # 120,000 values: six standard deviations are below 0.009.
-        assert (mask == 0).float().mean().item() == pytest.approx(probability, abs=0.009)
-    assert ((masks[0.75] > 0) <= (masks[0.25] > 0)).all()  # one draw, cut at two probabilities
-    others = [Draws(4, 500, 400, False, torch.device("cpu")).mask("input", 0, 300, 0.25)]
-    others += [draws.mask("input", 1, 300, 0.25), draws.mask("hidden", 0, 300, 0.25)]
-    for other in others:
-        agree = ((other > 0) == (masks[0.25] > 0)).float().mean().item()
-        assert agree == pytest.approx(0.75**2 + 0.25**2, abs=0.01)
-
-
-STILL = ProbeSettings("linear", learning_rate=1e-12, batch_size=64)  # never gets better
-
-
-def looks_of(search, data, monkeypatch):
-    steps, look = [], training._look
-    monkeypatch.setattr(training, "_look", lambda *arguments: (steps.append(arguments[2]), look(*arguments))[1])
-    (probe,) = train_probes([ProbeJob("2", STILL, 0)], data, search)
-    return probe, steps
-
-
-def test_jukemir_looks_at_the_untrained_probe_and_stops_after_256_looks_without_a_better_one(monkeypatch):
-    probe, steps = looks_of(get_search("jukemir"), model_data(), monkeypatch)
-    assert probe.step == 0 and steps == list(range(0, 8 * 256 + 1, 8))
-
-
-def test_marble_looks_after_each_epoch_and_stops_by_its_task(monkeypatch):
-    data = replace(model_data(), task_name="magnatagatune")
-    probe, steps = looks_of(get_search("marble"), data, monkeypatch)
-    epoch = 3  # 150 rows in batches of 64
-    assert probe.step == epoch and steps == [epoch * number for number in range(1, 12)]  # the first, then 10 in vain
-
-
-def test_marbles_plateau_halves_the_rate():
-    search = get_search("marble").for_task("magnatagatune")
-    progress = Progress(0, ProbeJob("2", search.settings[3], 0), search)
-    rates = []
-    for epoch in range(1, 11):
-        progress.better(0.5, "gmean", epoch)
-        rates.append(progress.rate)
-    # Epoch 1 is the best; the fourth in vain after it (patience 3) halves the rate, and so does the fourth after that.
-    assert rates == [1e-3] * 4 + [5e-4] * 4 + [2.5e-4] * 2
-    other = Progress(0, ProbeJob("2", search.settings[3], 0), get_search("jukemir"))
-    assert [other.better(0.5, "gmean", step) for step in range(20)] == [True] + [False] * 19 and other.rate == 1e-3
-
-
-def test_the_halved_rate_is_the_one_that_steps(monkeypatch):
-    rates, adam = [], training.adam
-    monkeypatch.setattr(
-        training, "adam", lambda *parts, **options: (rates.append(options["lr"]), adam(*parts, **options))
-    )
-    search = replace(get_search("marble"), max_steps=3, plateau_patience=0)
-    train_probes([ProbeJob("2", replace(STILL, learning_rate=1e-6), 0)], model_data(), search)
-    assert rates == [1e-6] * 6 + [5e-7] * 3  # epochs of three steps; the second brings nothing better
-
-
-def test_the_weighted_sum_leaves_layer_0_out_and_finds_the_layer_that_tells():
-    settings = ProbeSettings("mlp", learning_rate=1e-2, dropout=0.2, standardise=False, hidden_size=32)
-    search, job = replace(get_search("marble"), max_steps=40), ProbeJob("weighted", settings, 0)
-    (untold,) = train_probes([job], model_data(carrier="0"), search)
-    assert untold.score < 0.45  # chance 0.25, standard deviation 0.035, best of 40 looks
-    data = model_data(carrier="2")
-    (probe,) = train_probes([job], data, search)
-    assert probe.score > 0.6 and probe.layer_weights.argmax() == 1
-    assert probe.layer_weights.shape == (3,) and probe.layer_weights.sum() == pytest.approx(1)
-    outputs = probe.predict(data.validation_features)
-    assert np.mean(outputs.argmax(1) == data.validation_targets) == pytest.approx(probe.score)
-    spoiled = data.validation_features | {"0": data.features["0"] * 100, "conv": data.features["conv"] * 100}
-    np.testing.assert_array_equal(probe.predict(spoiled), outputs)
-
-
-def test_a_probe_that_stops_being_finite_is_an_error():
-    data = toy_data()
-    data.features["good"][0, 0] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
-        train_probes([ProbeJob("good", SETTINGS[3], 0)], data, SHORT)
-
-
-def test_shuffled_labels_score_chance_on_tracks_that_chose_nothing():
-    search, jobs = protocol("jukemir", 200)
-    data, rng = model_data(), np.random.default_rng(4)
-    shuffled = replace(
-        data, targets=rng.permutation(data.targets), validation_targets=rng.permutation(data.validation_targets)
-    )
-    best = max(train_probes(jobs, shuffled, search), key=lambda probe: probe.score)
-    fresh = toy_data(seed=5)
-    accuracy = np.mean(best.predict(fresh.features["good"] - 3).argmax(1) == fresh.targets)
-    assert accuracy == pytest.approx(0.25, abs=0.15)  # 150 tracks: standard deviation 0.035
-    told = max(train_probes(jobs, data, search), key=lambda probe: probe.score)
-    assert np.mean(told.predict(fresh.features["good"] - 3).argmax(1) == fresh.targets) > 0.6
-
-
-def songs(num_songs=40, clips=4):
-    """Keys of songs of several clips; two of three clips do not tell the key."""
-    rng = np.random.default_rng(6)
-    keys = rng.integers(0, 24, 2 * num_songs)
-    tracks = np.repeat(np.arange(2 * num_songs), clips)
-    told = rng.random((len(tracks), 1)) < 0.4
-    features = rng.standard_normal((len(tracks), 24)) + 3 * told * np.eye(24)[keys[tracks]]
-    train, validation = np.split(features.astype(np.float32), 2)
-    half = num_songs * clips
-    return ProbeData(
-        features={"1": train},
-        targets=keys[tracks[:half]],
-        validation_features={"1": validation},
-        validation_targets=keys[num_songs:],
-        problem_type="single_label_classification",
-        num_outputs=24,
-        primary_metric="weighted_key_score",
-        validation_tracks=tracks[half:] - num_songs,
-    )
-
-
-def test_validation_scores_songs_not_clips():
-    data = songs()
-    (probe,) = train_probes([ProbeJob("1", SETTINGS[0], 0)], data, SHORT)
-    outputs, score = probe.predict(data.validation_features["1"]), get_metric("weighted_key_score")
-    by_song = {
-        way: float(
-            get_metric("weighted_key_score")(data.validation_targets, combine(outputs, data.validation_tracks, way))
-        )
-        for way in ENSEMBLES
-    }
-    assert probe.score == pytest.approx(max(by_song.values())) and by_song[probe.ensemble] == max(by_song.values())
-    by_clip = score(data.validation_targets[data.validation_tracks], outputs)
-    assert probe.score > by_clip + 0.05
+    with pytest.raises(ValueError, match="no search 'big'; use one of quick, jukemir, marble"):
+        get_search("big")
+    with pytest.raises(ValueError, match="no probe 'tree'; use one of linear, mlp"):
+        ProbeSettings("tree")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        ProbeSettings(dropout=1.0)
+    with pytest.raises(ValueError, match="`patience` \\(0\\) must be 1 or more"):
+        Search("none", SEARCHES["quick"].settings, None, 1, 0)
+    with pytest.raises(ValueError, match="no ensemble 'median'; use one of vote, max, gmean, mean"):
+        combine(OUTPUTS, TRACKS, "median")
+    with pytest.raises(ValueError, match=r"10 rows, but `tracks` has shape \(9,\)"):
+        combine(OUTPUTS, TRACKS[1:], "max")
+    with pytest.raises(ValueError, match="Track 1 has no row"):
+        combine(OUTPUTS, np.where(TRACKS == 1, 2, TRACKS), "max")
