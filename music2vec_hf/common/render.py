@@ -51,7 +51,7 @@ def render(template: Path, **content) -> str:
     environment.filters |= {"text": _unchanged if is_page else markdown_text, "code": markdown_code}
     environment.globals["table"] = partial(markdown_table, compact=True)
     text = printable(environment.get_template(template.name).render(**content))
-    return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n".strip("\n") + "\n"
+    return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 
 def _unchanged(text: str) -> str:
@@ -114,15 +114,3 @@ def figure_as_base64(figure, dpi: int = 130) -> str:
 def as_base64(data: bytes) -> str:
     """Bytes as base64, for `data:` addresses in a page."""
     return base64.b64encode(data).decode()
-
-
-__all__ = [
-    "Markdown",
-    "as_base64",
-    "figure_as_base64",
-    "markdown_code",
-    "markdown_table",
-    "markdown_text",
-    "render",
-    "save_figure",
-]

@@ -102,17 +102,3 @@ def read_run(folder: str | os.PathLike) -> dict | None:
     """
     path = Path(folder) / RUN
     return read_json(path) if path.is_file() else None
-
-
-__all__ = [
-    "FORMAT_VERSION",
-    "METRICS",
-    "RESULTS",
-    "RUN",
-    "read_json",
-    "read_metrics",
-    "read_results",
-    "read_run",
-    "with_format",
-    "write_results",
-]

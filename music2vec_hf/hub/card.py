@@ -389,6 +389,3 @@ def _metric(name: str) -> str:
 
 def _unique(lines) -> list[str]:
     return list(dict.fromkeys(lines))
-
-
-__all__ = ["count_parameters", "describe_run", "read_model_config", "read_scores", "weight_files", "write_model_card"]

@@ -358,6 +358,3 @@ def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     plain.save_pretrained(out)
     Wav2Vec2FeatureExtractor(do_normalize=extractor.do_normalize, return_attention_mask=True).save_pretrained(out)
     return out
-
-
-__all__ = ["convert_fairseq_checkpoint", "convert_fairseq_state_dict", "export_data2vec_audio", "parse_conv_layers"]

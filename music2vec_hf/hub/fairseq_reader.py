@@ -148,6 +148,3 @@ def plain_values(value, depth: int = 0):
     if isinstance(state, dict):
         state = next((state[key] for key in ("_content", "_val") if key in state), state)
     return plain_values(state, depth + 1)
-
-
-__all__ = ["Inert", "plain_values", "read_checkpoint"]

@@ -5,23 +5,24 @@ model gives: `logits` where there is a head, `conv`, and the `hidden_states`.
 """
 
 import logging
-import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder
 
-from music2vec_hf.audio.reading import find_audio_files
+from music2vec_hf.audio.decoding import AudioError
+from music2vec_hf.audio.reading import find_audio_files, read_audio
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.common.files import check_new_folder
+from music2vec_hf.common.files import check_new_folder, write_text, written_aside
+from music2vec_hf.common.render import render
 from music2vec_hf.features.encoders import CONV, load_model
-from music2vec_hf.hub.onnx_int8 import INPUT, LOGITS, Int8Cost, measure_int8, quantize_int8
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.heads_music2vec import (
@@ -29,20 +30,50 @@ from music2vec_hf.model.heads_music2vec import (
     Music2VecForSequenceClassification,
     Music2VecHead,
 )
+from music2vec_hf.synthetic.generator import synthesize_clip
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
+INPUT, LOGITS = "input_values", "logits"
 # Largest difference from torch that an exported file may have, relative to the largest value of an output.
 TOLERANCE = 1e-3
+_TEMPLATE = Path(__file__).with_name("onnx_readme.md.jinja")
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _HEADS = (Music2VecForSequenceClassification, Music2VecForAudioFrameClassification)
 # What is compared with torch: these batch sizes, of the shortest clip, and of clips of so many seconds.
 _CHECKED_BATCHES, _CHECKED_SECONDS = (1, 3), (1.0, 4.37)
-_TEMPLATE = "onnx_readme.md.jinja"
-_LOGITS_MEAN = {
-    "single_label_classification": "the softmax over them gives probabilities; names in `id2label` of `config.json`",
-    "multi_label_classification": "the sigmoid of each is a probability; names in `id2label` of `config.json`",
-    "regression": "values in the labels' own units; names in `id2label` of `config.json`",
-}
+_SYNTHETIC_CLIPS, _SYNTHETIC_SEED, _LONGEST_CLIP_SECONDS = 16, 0, 30.0
+
+
+@dataclass(frozen=True)
+class Int8Cost:
+    """How the answers with 8-bit weights differ from those in float32, over some clips.
+
+    Attributes:
+        clips (`str`): what was heard.
+        errors (`dict[str, float]`): output to the relative error of embeddings (means over frames): the norm of the
+            difference over the norm, as a mean over clips.
+        agreement (`float` or `None`): share of clips, or of frames, whose first label is the same; None without a
+            head and where labels do not exclude each other.
+        logit_difference (`float` or `None`): the largest one, in the units of the logits; None without a head.
+        rejects (`list[tuple[str, str]]`): files that could not be heard, and why.
+    """
+
+    clips: str
+    errors: dict[str, float]
+    agreement: float | None
+    logit_difference: float | None
+    rejects: list[tuple[str, str]]
+
+    def sentence(self) -> str:
+        """All of it but the rejects, in words."""
+        worst, last = max(self.errors, key=self.errors.get), list(self.errors)[-1]
+        text = f"Over {self.clips}, embeddings (means over frames) of `{last}` are off by {self.errors[last]:.1%} of "
+        text += f"their norm, those of the worst output, `{worst}`, by {self.errors[worst]:.1%}"
+        if self.agreement is not None:
+            text += f"; the first label is the same for {self.agreement:.1%}"
+        if self.logit_difference is not None:
+            text += f"; the largest difference of a logit is {self.logit_difference:.3g}"
+        return f"{text}."
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,12 @@ def export_onnx(
         ValueError: without the `onnx` extra; if `out` exists and is not empty; if the Hub does not give the model; if
             `samples` holds no audio; if the exported file differs from torch by more than `TOLERANCE`.
     """
-    _check_packages()
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"ONNX needs {', '.join(missing)}, which is not installed here. Install the `onnx` extra: "
+            "pip install 'music2vec_hf[onnx]'"
+        )
     if quantize not in (None, "int8"):
         raise ValueError(f"`quantize` is {quantize!r}. Use 'int8' or leave it out.")
     if samples is not None and quantize is None:
@@ -127,11 +163,10 @@ def export_onnx(
     files = None if samples is None else find_audio_files(samples)
     if files == []:
         raise ValueError(f"{samples} holds no audio files. Name a folder of clips to measure the cost of int8 on.")
-    out = check_new_folder(out)
+    out = check_new_folder(out, "the exported model")
     graph, extractor = load_graph(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
-        folder = Path(aside, out.name)
+    config, cost = graph.model.config, None
+    with written_aside(out) as folder:
         folder.mkdir()
         write_onnx(graph, folder / MODEL_FILE)
         session = open_session(folder / MODEL_FILE)
@@ -141,28 +176,16 @@ def export_onnx(
                 f"The exported file differs from torch by {difference:.1e} of the largest value, more than "
                 f"{TOLERANCE:.0e}, so it is not kept. Report this with the versions of torch and onnxruntime."
             )
-        cost = None
         if quantize == "int8":
             quantize_int8(folder / MODEL_FILE, folder / INT8_FILE)
-            exclusive = graph.model.config.problem_type in (None, "single_label_classification")
-            both = (session, open_session(folder / INT8_FILE))
-            cost = measure_int8(*both, extractor, files, exclusive)
+            exclusive = config.problem_type in (None, "single_label_classification")
+            cost = measure_int8(session, open_session(folder / INT8_FILE), extractor, files, exclusive)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         export = OnnxExport(out, graph.head, graph.output_names, difference, sizes, cost)
-        graph.model.config.save_pretrained(folder)
+        config.save_pretrained(folder)
         extractor.save_pretrained(folder)
-        (folder / "README.md").write_text(describe(export, graph.model.config, extractor), encoding="utf-8")
-        os.replace(folder, out)
+        write_text(folder / "README.md", _readme(export, config, extractor))
     return export
-
-
-def _check_packages() -> None:
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"ONNX needs {', '.join(missing)}, which is not installed here. Install the `onnx` extra: "
-            "pip install 'music2vec_hf[onnx]'"
-        )
 
 
 def load_graph(model: str | Path) -> tuple[OnnxGraph, Music2VecFeatureExtractor]:
@@ -229,66 +252,94 @@ def largest_difference(graph: OnnxGraph, session) -> float:
     several batch sizes and lengths; the shortest makes one frame."""
     rng, found = np.random.default_rng(0), []
     lengths = [graph.model.config.receptive_field, *(round(seconds * SAMPLING_RATE) for seconds in _CHECKED_SECONDS)]
-    for rows in _CHECKED_BATCHES:
-        for length in lengths:
-            input_values = rng.standard_normal((rows, length)).astype(np.float32)
-            expected = graph(torch.from_numpy(input_values))
-            for theirs, ours in zip(session.run(None, {INPUT: input_values}), expected, strict=True):
-                ours = ours.numpy()
-                if theirs.shape != ours.shape:
-                    return float("inf")
-                found.append(np.abs(theirs - ours).max() / np.abs(ours).max())
+    for shape in ((rows, length) for rows in _CHECKED_BATCHES for length in lengths):
+        input_values = rng.standard_normal(shape).astype(np.float32)
+        expected = graph(torch.from_numpy(input_values))
+        for theirs, ours in zip(session.run(None, {INPUT: input_values}), expected, strict=True):
+            if theirs.shape != tuple(ours.shape):
+                return float("inf")
+            found.append(np.abs(theirs - ours.numpy()).max() / np.abs(ours.numpy()).max())
     return float(np.max(found))
 
 
-def describe(export: OnnxExport, config: Music2VecConfig, extractor: Music2VecFeatureExtractor) -> str:
+def quantize_int8(source: Path, target: Path) -> None:
+    """onnxruntime's dynamic quantisation of the products of activations and weights; all else stays in float32.
+
+    Args:
+        source (`Path`): ONNX file in float32.
+        target (`Path`): file to write.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    # Weights without a sign: x86 processors without VNNI add signed ones in 16 bits, which overflows.
+    how = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True, "weight_type": QuantType.QUInt8}
+    with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+        prepared = Path(aside, source.name)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True, skip_optimization=True)
+        quantize_dynamic(prepared, target, **how)
+
+
+def measure_int8(
+    exact, rough, extractor: Music2VecFeatureExtractor, files: Sequence[Path] | None = None, exclusive: bool = True
+) -> Int8Cost:
+    """Compare two sessions clip by clip.
+
+    Args:
+        exact, rough (`onnxruntime.InferenceSession`): of the file in float32, and of that with 8-bit weights.
+        extractor ([`Music2VecFeatureExtractor`]): of the model.
+        files (`Sequence[Path]`, *optional*): audio, of which the first 30 s are heard; by default synthetic clips.
+        exclusive (`bool`): whether a clip has exactly one label.
+
+    Raises:
+        ValueError: if none of the files can be heard.
+    """
+    names = [output.name for output in exact.get_outputs()]
+    errors: dict[str, list[float]] = {name: [] for name in names if name != LOGITS}
+    agreements, differences, rejects = [], [], []
+    for inputs in _inputs(extractor, files, rejects):
+        reference, values = (dict(zip(names, session.run(names, inputs), strict=True)) for session in (exact, rough))
+        for name, found in errors.items():
+            mean = reference[name].mean(1)
+            found.append(np.linalg.norm(values[name].mean(1) - mean) / np.linalg.norm(mean))
+        if LOGITS in names:
+            agreements.append(np.mean(reference[LOGITS].argmax(-1) == values[LOGITS].argmax(-1)))
+            differences.append(np.abs(reference[LOGITS] - values[LOGITS]).max())
+    num_clips = len(errors[names[-1]])
+    if num_clips == 0:
+        raise ValueError(f"None of the {len(rejects)} files can be heard; the first: {': '.join(rejects[0])}")
+    return Int8Cost(
+        f"{num_clips} {'synthetic clips of 10 s' if files is None else 'clips'}",
+        {name: float(np.mean(found)) for name, found in errors.items()},
+        float(np.mean(agreements)) if agreements and exclusive else None,
+        float(np.max(differences)) if differences else None,
+        rejects,
+    )
+
+
+def _inputs(
+    extractor: Music2VecFeatureExtractor, files: Sequence[Path] | None, rejects: list[tuple[str, str]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The graph's input, clip by clip; a file that cannot be heard is added to `rejects`."""
+    for clip in tqdm(range(_SYNTHETIC_CLIPS) if files is None else files, desc="int8 beside float32", unit="clip"):
+        try:
+            if files is None:
+                samples = synthesize_clip(_SYNTHETIC_SEED, clip)[0]
+            else:
+                samples = read_audio(clip, seconds=_LONGEST_CLIP_SECONDS)
+            yield {INPUT: extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="np").input_values}
+        except (AudioError, ValueError) as error:  # unreadable, or shorter than a frame
+            rejects.append((str(clip), " ".join(str(error).split())))
+
+
+def _readme(export: OnnxExport, config: Music2VecConfig, extractor: Music2VecFeatureExtractor) -> str:
     """The README of an export: what its files hold, names and shapes, and how to run it."""
-    template = jinja2.Template(
-        Path(__file__).with_name(_TEMPLATE).read_text(encoding="utf-8"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return template.render(
-        head=export.head,
-        sizes=export.bytes,
-        difference=export.difference,
+    return render(
+        _TEMPLATE,
+        export=export,
+        config=config,
+        extractor=extractor,
         checked=f"batches of {' and '.join(map(str, _CHECKED_BATCHES))}, from one frame to {_CHECKED_SECONDS[-1]} s",
-        cost=export.int8.sentence() if export.int8 else None,
-        outputs=[(name, *_describe_output(name, export.head, config)) for name in export.outputs],
-        shown=LOGITS if export.head else export.outputs[-1],
-        receptive_field=config.receptive_field,
+        per_frame=export.head == Music2VecForAudioFrameClassification.__name__,
         frame_rate=f"{extractor.sampling_rate / config.inputs_to_logits_ratio:g}",
-        sampling_rate=extractor.sampling_rate,
-        do_normalize=extractor.do_normalize,
-        norm_eps=extractor.norm_eps,
     )
-
-
-def _describe_output(name: str, head: str | None, config: Music2VecConfig) -> tuple[str, str]:
-    """Shape and meaning of an output."""
-    frames = "batch_size, num_frames"
-    if name == LOGITS:
-        per_frame = head == Music2VecForAudioFrameClassification.__name__
-        problem = config.problem_type or "single_label_classification"
-        return f"{frames if per_frame else 'batch_size'}, {config.num_labels}", _LOGITS_MEAN[problem]
-    if name == CONV:
-        return f"{frames}, {config.conv_dim[-1]}", "the raw front end"
-    layer = name.rpartition("_")[2]
-    return f"{frames}, {config.hidden_size}", "the encoder's input" if layer == "0" else f"layer {layer}"
-
-
-__all__ = [
-    "INT8_FILE",
-    "MODEL_FILE",
-    "TOLERANCE",
-    "OnnxExport",
-    "OnnxGraph",
-    "describe",
-    "export_onnx",
-    "largest_difference",
-    "load_graph",
-    "open_session",
-    "write_onnx",
-]

@@ -179,6 +179,3 @@ def push_model(publication: Publication, repo_id: str, private: bool = False, re
         operations += [CommitOperationAdd(name, file) for name, file in publication.files.items()]
         api.create_commit(repo_id, operations, commit_message="Pushed with music2vec push", revision=revision)
     return str(url)
-
-
-__all__ = ["Publication", "make_publication", "push_model", "with_remote_code"]

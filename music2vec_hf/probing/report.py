@@ -136,6 +136,3 @@ def _content(results: Mapping) -> dict:
 def _percent(score: float | None) -> str:
     """One digit: means of scores with one digit often end in 5, which binary fractions would round down."""
     return "-" if score is None else f"{score + 1e-9:.1f}"
-
-
-__all__ = ["distinct_sources", "write_report"]

@@ -20,7 +20,6 @@ from music2vec_hf import (
 )
 from music2vec_hf.cli import main
 from music2vec_hf.hub import onnx_export as onnx_module
-from music2vec_hf.hub import onnx_int8
 from music2vec_hf.hub.onnx_export import export_onnx, largest_difference, load_graph, open_session
 
 pytest.importorskip("onnxscript")
@@ -210,11 +209,11 @@ def test_the_command_says_what_it_made_and_what_it_cost(classifier, exported, tm
 
 
 def test_without_samples_the_cost_is_that_on_synthetic_clips(classifier, monkeypatch):
-    monkeypatch.setattr(onnx_int8, "_SYNTHETIC_CLIPS", 2)
+    monkeypatch.setattr(onnx_module, "_SYNTHETIC_CLIPS", 2)
     both = [open_session(classifier[1].folder / name) for name in ("model.onnx", "model_int8.onnx")]
-    cost = onnx_int8.measure_int8(*both, Music2VecFeatureExtractor(), exclusive=False)
+    cost = onnx_module.measure_int8(*both, Music2VecFeatureExtractor(), exclusive=False)
     assert cost.clips == "2 synthetic clips of 10 s" and cost.agreement is None and cost.logit_difference > 0
-    same = onnx_int8.measure_int8(both[0], both[0], Music2VecFeatureExtractor())
+    same = onnx_module.measure_int8(both[0], both[0], Music2VecFeatureExtractor())
     assert (same.agreement, same.logit_difference, max(same.errors.values())) == (1.0, 0.0, 0.0)
 
 
