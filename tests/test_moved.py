@@ -16,7 +16,11 @@ NAMES = [
     ("data.clips", "AudioReader"),
     ("data.corpus", "load_corpus"),
     ("data.corpus", "prepare_corpus"),
+    ("fairseq", "convert_fairseq_checkpoint"),
+    ("onnx_int8", "measure_int8"),
+    ("probing.published", "comparison"),
     ("push", "make_publication"),
+    ("remote_code", "with_remote_code"),
 ]
 
 
