@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from music2vec_hf.common.precision import autocast
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
-from music2vec_hf.pretraining.loop import prepare_training
+from music2vec_hf.pretraining.starting import prepare_training
 
 CARDS_GB = (24, 40, 80, 141)
 REFERENCE_ROWS, FREE = 47, 0.1  # the reference's pass of 237.5 s; share of a card that is left free

@@ -22,7 +22,8 @@ from pretrain_step import SIZES, Silent, counted_by_hand, make_batch
 
 from music2vec_hf import Music2VecForPreTraining
 from music2vec_hf.pretraining.arguments import load_recipe
-from music2vec_hf.pretraining.loop import accumulate, count_micro_steps, make_accelerator, optimise, prepare_training
+from music2vec_hf.pretraining.loop import accumulate, optimise
+from music2vec_hf.pretraining.starting import count_micro_steps, make_accelerator, prepare_training
 
 PEAK, REACHED = 989e12, 0.45  # dense bf16 of an H100 or H200, and the share of it that training is taken to reach
 NVLINK = 450e9  # bytes a second each way, nominal

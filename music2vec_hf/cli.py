@@ -1,45 +1,43 @@
-"""The `music2vec` command: one thin function per verb. Work is done, and explained, in the modules that they call."""
+"""The `music2vec` command: one thin function per verb, which gets the values of the arguments declared above it.
+
+Work is done, and explained, in the modules that the verbs import when they run: help costs no import of torch.
+"""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import yaml
+from music2vec_hf.common.precision import PRECISIONS
+from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, TrainingStopped
 
-from music2vec_hf.cli_embeddings import PRECISION_HELP, PRECISIONS, add_embed_verbs, layer_list
-from music2vec_hf.cli_export import add_export_verbs
+_VERBS: list[tuple[Callable, tuple[Callable, ...]]] = []
+_DEVICES = ("auto", "cpu", "cuda", "mps")  # those of music2vec_hf.features.encoders, which imports torch
+_WITH_MORE = ("pretrain", "finetune")  # verbs that take any `--key value`, as `more`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a user's mistake ends it with one sentence on stderr and exit code 1.
 
-    Args:
-        argv (`Sequence[str]`, *optional*): by default the process' arguments.
-
     Returns:
-        `int`: exit code: 0, 1 for a mistake that the message explains, 75 when a signal asked pretraining to stop
-            and it has saved itself, 130 after Ctrl-C. argparse itself exits with 2.
+        `int`: exit code: 0; 1 for a mistake; 75 when a signal asked pretraining to stop and it has saved itself; 130
+            after Ctrl-C. argparse itself exits with 2.
     """
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.verb is not pretrain:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args, more = parser.parse_known_args(argv)
+    values = dict(vars(args))
+    verb = values.pop("verb")
+    if verb.__name__ in _WITH_MORE:
+        values["more"] = more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     from huggingface_hub.errors import HTTPError
 
-    from music2vec_hf.pretraining.monitors import TrainingStopped
-    from music2vec_hf.pretraining.signals import REQUEUE_EXIT_CODE, TrainingInterrupted
-
     try:
-        args.verb(args, rest) if args.verb is pretrain else args.verb(args)
-    except (ValueError, OSError, HTTPError, TrainingStopped) as error:
+        verb(**values)
+    except (ValueError, OSError, HTTPError, TrainingStopped, TrainingInterrupted) as error:
         print(f"music2vec: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except TrainingInterrupted as stop:
-        print(f"music2vec: {stop}", file=sys.stderr)
-        return REQUEUE_EXIT_CODE
+        return REQUEUE_EXIT_CODE if isinstance(error, TrainingInterrupted) else 1
     except KeyboardInterrupt:
         print("music2vec: interrupted", file=sys.stderr)
         return 130
@@ -47,331 +45,358 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs and their arguments."""
+    """All verbs and their arguments; the help of a verb is its function's docstring."""
     parser = argparse.ArgumentParser(prog="music2vec", description="Self-supervised music representation learning.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    cores = os.cpu_count() or 1
-
-    def verb(function, help_text):
-        command = verbs.add_parser(function.__name__, help=help_text, description=f"{help_text}.")
+    for function, arguments in _VERBS:
+        summary, _, details = function.__doc__.partition("\n\n")
+        command = verbs.add_parser(function.__name__, help=summary, description=summary, epilog=details.strip())
         command.set_defaults(verb=function)
-        return command
-
-    command = verb(demo, "synthesise, pretrain tiny, probe four tasks and report; offline, minutes on two cores")
-    command.add_argument("--output", default="demo", help="folder for everything it makes (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=1, help="seed of the pretraining (default: %(default)s)")
-
-    command = verb(synth, "make a labelled synthetic corpus")
-    command.add_argument("out", metavar="OUT", help="new folder")
-    command.add_argument("--clips", type=int, required=True, help="number of clips")
-    command.add_argument("--seed", type=int, required=True, help="equal seeds give equal bytes")
-    command.add_argument("--clip-seconds", type=float, default=10.0, help="length of a clip (default: %(default)s)")
-    command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
-
-    _add_prepare(verb, cores)
-
-    command = verb(merge, "join the parts that `prepare SOURCE OUT --shard i/n` made to one corpus, if all are there")
-    command.add_argument("out", metavar="OUT", help="folder of the corpus")
-
-    command = verb(pcm, "store a corpus as wav, for training where decoding is the limit; 115 GB for 1,000 hours")
-    command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made")
-
-    command = verb(inspect, "print what a corpus holds; write a page with histograms and ten clips to see and hear")
-    command.add_argument("corpus", metavar="CORPUS", help="folder that `music2vec prepare` made, or Hub id")
-    command.add_argument("--output", default="inspection.html", help="page to write (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="draws the ten clips (default: %(default)s)")
-
-    command = verb(recipes, "list the pretraining recipes, or print one with every value resolved")
-    command.add_argument("name", metavar="NAME", nargs="?", help="recipe to print")
-
-    command = verb(pretrain, "pretrain a model; run it as `accelerate launch -m music2vec_hf pretrain ...`")
-    command.add_argument("--recipe", default="crop5s", help="name, or YAML file of differences (default: %(default)s)")
-    command.add_argument("--corpus", required=True, help="prepared corpus, other audio or Hub id")
-    command.add_argument("--output", required=True, help="folder of the run")
-    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    command.epilog = "Any value of the recipe can be given as --key value; `music2vec recipes NAME` shows them."
-
-    _add_model_verbs(verb)
+        for add in arguments:
+            add(command)
     return parser
 
 
-def _add_prepare(verb, cores: int) -> None:
-    command = verb(prepare, "turn a folder of audio, a manifest or a data set into a corpus; resumable")
-    command.add_argument(
-        "source", metavar="SOURCE", help="folder; CSV, TSV or JSONL manifest; Parquet or .tar files; or Hub id"
-    )
-    command.add_argument("out", metavar="OUT", help="folder of the corpus")
-    command.add_argument("--clip-seconds", type=float, default=30.0, help="length of a clip (default: %(default)s)")
-    command.add_argument("--min-seconds", type=float, default=2.0, help="shortest clip kept (default: %(default)s)")
-    command.add_argument("--num-proc", type=int, default=cores, help="processes (default: %(default)s)")
-    command.add_argument(
-        "--engine",
-        default="processes",
-        choices=("processes", "ray"),
-        help="ray: RAY_ADDRESS's cluster (default: %(default)s)",
-    )
-    command.add_argument(
-        "--file-timeout",
-        type=float,
-        default=600.0,
-        metavar="SECONDS",
-        help="reject a file that takes longer, 50 kB/s granted; 0: never (default: %(default)s)",
-    )
-    command.add_argument(
-        "--hours", type=float, help="take tracks, or whole artists, at random until they last so long"
-    )
-    command.add_argument("--seed", type=int, help="of --hours (default: 0)")
-    command.add_argument(
-        "--shard",
-        metavar="i/n",
-        help="part i of n, i from 0 on: --array=0-3 and --shard $SLURM_ARRAY_TASK_ID/4; then merge",
-    )
-    command.add_argument(
-        "--store",
-        default="flac",
-        choices=("flac", "wav", "pcm"),
-        help="wav: read without decoding, twice the size; pcm is its older name (default: %(default)s)",
-    )
-    command.add_argument(
-        *("--push-to-hub", "--push_to_hub"),
-        metavar="REPO_ID",
-        help="then upload the corpus to this data set, user/name",
-    )
-    command.add_argument("--private", action="store_true", help="if --push-to-hub makes the data set, make it private")
+def _verb(*arguments: Callable) -> Callable[[Callable], Callable]:
+    """Make a function a verb of its name."""
+
+    def declare(function: Callable) -> Callable:
+        _VERBS.append((function, arguments))
+        return function
+
+    return declare
 
 
-def _add_model_verbs(verb) -> None:
-    """The verbs that start from a model or its results."""
-    add_embed_verbs(verb)
-
-    _add_probe(verb)
-
-    command = verb(report, "table, figures and HTML page from results and pretraining runs")
-    command.add_argument(
-        "results", metavar="RESULTS", nargs="+", help="results.json files, pretraining runs, or folders of either"
-    )
-    command.add_argument("--output", required=True, help="folder of report.html")
-
-    add_export_verbs(verb)
-
-    command = verb(push, "upload a model with a generated card, so that it loads without this library, too")
-    command.add_argument("folder", metavar="DIR", help="run that is finished, checkpoint, or other model folder")
-    command.add_argument("repo_id", metavar="REPO_ID", help="user/name; made if it is not there")
-    command.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as cc-by-4.0")
-    command.add_argument("--private", action="store_true", help="if it makes the repository, make it private")
-    command.add_argument("--revision", metavar="BRANCH", help="branch to write to; made if it is not there")
-    command.add_argument(
-        "--results", nargs="+", metavar="PATH", help="results.json files (default: those below and beside DIR)"
-    )
-    command.add_argument(
-        "--dry-run",
-        nargs="?",
-        const="",
-        metavar="OUT",
-        help="upload nothing: list the files and print the card, or write all to the new folder OUT",
-    )
+def _arg(name: str, help: str, **settings) -> Callable[[argparse.ArgumentParser], object]:
+    """An argument, in capitals a positional one. Its help tells the default, which a number's type is taken from."""
+    default = settings.get("default")
+    if isinstance(default, (int, float)):
+        settings["type"] = type(default)
+    if default is not None and "(default" not in help:
+        help += " (default: %(default)s)"
+    names = name.split()
+    if name[0] != "-":
+        settings["metavar"], names = name, [settings.pop("dest", name.lower())]
+    return lambda command: command.add_argument(*names, help=help, **settings)
 
 
-def _add_probe(verb) -> None:
-    command = verb(probe, "probe a model on a task, beside random weights, spectral features and chance")
-    command.add_argument("model", metavar="MODEL", help="folder or Hub id of any audio encoder")
-    command.add_argument("--task", required=True, help="a task or group, for example synthetic or synthetic-genre")
-    command.add_argument("--data", required=True, help="folder of the task's data")
-    command.add_argument("--output", required=True, help="folder for results.json, predictions and the cache")
-    command.add_argument("--layers", default="all", help="some of conv,0,1,..., or pilot: the one that quick chooses")
-    command.add_argument("--export", metavar="DIR", help="write MODEL with the task's probe; of several DIR/TASK")
-    command.add_argument("--search", default="quick", help="quick, marble or jukemir (default: %(default)s)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the chosen probe")
-    command.add_argument("--random-init-seed", type=int, default=0, help="of the random weights (default: 0)")
-    command.add_argument("--precision", default="fp32", choices=PRECISIONS, help=PRECISION_HELP)
-    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of model and probes (default: cpu)")
-    command.add_argument(
-        "--trust-remote-code", action="store_true", help="run the code that MODEL's repository brings"
-    )
-    command.add_argument(
-        "--allow-missing", action="store_true", help="leave out tracks without usable audio; not comparable then"
-    )
-    command.add_argument(
-        "--baselines",
-        nargs="*",
-        choices=("random-init", "mfcc", "chroma", "mel"),
-        default=["random-init", "mfcc", "chroma"],
-        help="(default: the first three)",
-    )
+def _layers(text: str) -> list[str] | None:
+    return None if text == "all" else [layer.strip() for layer in text.split(",") if layer.strip()]
 
 
-def demo(args) -> None:
-    """See [`music2vec_hf.demo.run_demo`]."""
+_NUM_PROC = _arg("--num-proc", "processes", default=os.cpu_count() or 1)
+_DEVICE = _arg("--device", "to compute on", default="auto", choices=_DEVICES)
+_PRECISION = _arg("--precision", "auto: bf16 where the hardware multiplies it", default="fp32", choices=PRECISIONS)
+_TRUST = _arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
+_BASELINES = ["random-init", "mfcc", "chroma", "mel"]
+
+
+@_verb(
+    _arg("--output", "folder for everything it makes", default="demo"),
+    _arg("--seed", "seed of the pretraining", default=1),
+)
+def demo(output, seed) -> None:
+    """Synthesise, pretrain tiny, probe four tasks and report; offline, minutes on two cores."""
     from music2vec_hf.demo import run_demo
 
-    run_demo(args.output, args.seed)
+    run_demo(output, seed)
 
 
-def synth(args) -> None:
-    """See [`music2vec_hf.synthetic.generator.synthesize_corpus`]."""
+@_verb(
+    _arg("OUT", "new folder"),
+    _arg("--clips", "number of clips", type=int, required=True),
+    _arg("--seed", "equal seeds give equal bytes", type=int, required=True),
+    _arg("--clip-seconds", "length of a clip", default=10.0),
+    _NUM_PROC,
+)
+def synth(out, clips, seed, clip_seconds, num_proc) -> None:
+    """Make a labelled synthetic corpus."""
     from music2vec_hf.synthetic.generator import synthesize_corpus
 
-    summary = synthesize_corpus(args.out, args.clips, args.seed, args.clip_seconds, args.num_proc)
+    summary = synthesize_corpus(out, clips, seed, clip_seconds, num_proc)
     splits = ", ".join(f"{count} {split}" for split, count in summary["splits"].items())
-    print(f"{args.out}: {summary['num_clips']} synthetic clips of {summary['clip_seconds']:g} s ({splits})")
+    print(f"{out}: {summary['num_clips']} synthetic clips of {summary['clip_seconds']:g} s ({splits})")
 
 
-def prepare(args) -> None:
-    """See [`music2vec_hf.corpus.prepare.prepare_corpus`]."""
+@_verb(
+    _arg("SOURCE", "folder; CSV, TSV or JSONL manifest; Parquet or .tar files; or Hub id"),
+    _arg("OUT", "folder of the corpus"),
+    _arg("--clip-seconds", "length of a clip", default=30.0),
+    _arg("--min-seconds", "shortest clip kept", default=2.0),
+    _NUM_PROC,
+    _arg("--engine", "ray: RAY_ADDRESS's cluster", default="processes", choices=("processes", "ray")),
+    _arg("--file-timeout", "seconds; a file that takes longer, 50 kB/s granted, is rejected; 0: never", default=600.0),
+    _arg("--hours", "take tracks, or whole artists, at random until they last so long", type=float),
+    _arg("--seed", "of --hours (default: 0)", type=int),
+    _arg("--shard", "part i of n, i from 0 on: --array=0-3 and $SLURM_ARRAY_TASK_ID/4; then merge", metavar="i/n"),
+    _arg("--store", "wav needs no decoding; pcm is its older name", default="flac", choices=("flac", "wav", "pcm")),
+    _arg("--push-to-hub --push_to_hub", "then upload the corpus to this data set, user/name", metavar="REPO_ID"),
+    _arg("--private", "if --push-to-hub makes the data set, make it private", action="store_true"),
+)
+def prepare(source, out, shard, store, push_to_hub, private, **settings) -> None:
+    """Turn a folder of audio, a manifest or a data set into a corpus; resumable."""
     from music2vec_hf.corpus.prepare import parse_shard, prepare_corpus
     from music2vec_hf.corpus.publishing import push_corpus
 
-    summary = prepare_corpus(
-        args.source,
-        args.out,
-        args.clip_seconds,
-        args.min_seconds,
-        args.num_proc,
-        hours=args.hours,
-        seed=args.seed,
-        shard=None if args.shard is None else parse_shard(args.shard),
-        engine=args.engine,
-        file_timeout=args.file_timeout,
-        store="wav" if args.store == "pcm" else args.store,
-    )
-    if "part" not in summary:
-        _print_corpus(args.out, summary)
-        if args.store == "pcm":
-            _store_as_wav(args.out)
-        if args.push_to_hub:
-            print(push_corpus(args.out, args.push_to_hub, args.private))
+    settings["shard"] = None if shard is None else parse_shard(shard)
+    settings["store"] = "wav" if store == "pcm" else store
+    summary = prepare_corpus(source, out, **settings)
+    if "part" in summary:
+        print(
+            f"{out}: part {summary['part']}/{summary['parts']}: {summary['hours']:.2f} h of audio of "
+            f"{summary['tracks']} tracks, {summary['rejected_files']} rejected; when all parts are there: "
+            f"music2vec merge {out}"
+        )
         return
-    print(
-        f"{args.out}: part {summary['part']}/{summary['parts']}: {summary['hours']:.2f} h of audio of "
-        f"{summary['tracks']} tracks, {summary['rejected_files']} rejected; when all parts are there: "
-        f"music2vec merge {args.out}"
-    )
+    _print_corpus(out, summary)
+    if store == "pcm":
+        pcm(out)
+    if push_to_hub:
+        print(push_corpus(out, push_to_hub, private))
 
 
-def merge(args) -> None:
-    """See [`music2vec_hf.corpus.prepare.merge_corpus`]."""
+@_verb(_arg("OUT", "folder of the corpus"))
+def merge(out) -> None:
+    """Join the parts that `prepare SOURCE OUT --shard i/n` made to one corpus, if all are there."""
     from music2vec_hf.corpus.prepare import merge_corpus
 
-    _print_corpus(args.out, merge_corpus(args.out))
+    _print_corpus(out, merge_corpus(out))
 
 
 def _print_corpus(out: str, summary: dict) -> None:
     print(
         f"{out}: {summary['hours']:.2f} h of audio in {summary['clips']} clips of {summary['tracks']} tracks; "
-        f"{sum(summary['rejects'].values())} rejected (see {Path(out) / 'rejects.csv'})"
+        f"{sum(summary['rejects'].values())} rejected (see {os.path.join(out, 'rejects.csv')})"
     )
 
 
-def pcm(args) -> None:
-    """See [`music2vec_hf.corpus.converting.convert_to_wav`]."""
-    _store_as_wav(args.corpus)
-
-
-def _store_as_wav(corpus: str) -> None:
+@_verb(_arg("CORPUS", "folder that `music2vec prepare` made"))
+def pcm(corpus) -> None:
+    """Store a corpus as wav, for training where decoding is the limit; 115 GB for 1,000 hours."""
     from music2vec_hf.corpus.converting import convert_to_wav
 
     found = convert_to_wav(corpus)
     print(f"{corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; {len(found['failed'])} cannot be decoded")
 
 
-def inspect(args) -> None:
-    """See [`music2vec_hf.corpus.inspection.inspect_corpus`] and [`music2vec_hf.corpus.inspection_page.write_page`]."""
+@_verb(
+    _arg("CORPUS", "folder that `music2vec prepare` made, or Hub id"),
+    _arg("--output", "page to write", default="inspection.html"),
+    _arg("--seed", "draws the ten clips", default=0),
+)
+def inspect(corpus, output, seed) -> None:
+    """Print what a corpus holds; write a page with histograms and ten clips to see and hear."""
     from music2vec_hf.corpus.inspection import format_summary, inspect_corpus
     from music2vec_hf.corpus.inspection_page import write_page
 
-    inspection = inspect_corpus(args.corpus)
-    print(format_summary(inspection))
-    print(write_page(inspection, args.output, args.seed))
+    inspection = inspect_corpus(corpus)
+    print(format_summary(inspection), write_page(inspection, output, seed), sep="\n")
 
 
-def recipes(args) -> None:
-    """See [`music2vec_hf.pretraining.arguments.load_recipe`]."""
+@_verb(_arg("NAME", "recipe to print", nargs="?"))
+def recipes(name) -> None:
+    """List the pretraining recipes, or print one with every value resolved."""
     from music2vec_hf.pretraining.arguments import load_recipe, recipe_names, recipe_title
 
-    if args.name:
-        print(yaml.safe_dump(asdict(load_recipe(args.name)), sort_keys=False, default_flow_style=None), end="")
-        return
-    for name in recipe_names():
-        print(f"{name:<16} {recipe_title(name)}")
+    titles = "".join(f"{each:<16} {recipe_title(each)}\n" for each in recipe_names())
+    print(load_recipe(name).to_yaml() if name else titles, end="")
 
 
-def pretrain(args, rest: Sequence[str]) -> None:
-    """See [`music2vec_hf.pretraining.loop.pretrain`]."""
+@_verb(
+    _arg("--recipe", "name, or YAML file of differences", default="crop5s"),
+    _arg("--corpus", "prepared corpus, other audio or Hub id", required=True),
+    _arg("--output", "folder of the run", required=True),
+    _arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
+)
+def pretrain(recipe, corpus, output, resume, more) -> None:
+    """Pretrain a model; run it as `accelerate launch -m music2vec_hf pretrain ...`.
+
+    Any value of the recipe can be given as --key value; `music2vec recipes NAME` shows them.
+    """
     from music2vec_hf.pretraining.arguments import load_recipe
     from music2vec_hf.pretraining.loop import pretrain
 
-    pretrain(load_recipe(args.recipe, **read_overrides(rest)), args.corpus, args.output, args.resume)
+    pretrain(load_recipe(recipe, **read_overrides(more)), corpus, output, resume)
 
 
-def read_overrides(arguments: Sequence[str]) -> dict:
+def read_overrides(words: Sequence[str]) -> dict:
     """`--key value`, `--key=value` or `--key v1 v2 ...` -> values as YAML reads them; `--key` alone is true.
 
     Raises:
         ValueError: for a word that follows no key.
     """
+    import yaml
+
     found: dict[str, list] = {}
-    key = None
-    for word in arguments:
+    for word in words:
         if word.startswith("--"):
             key, _, value = word[2:].partition("=")
-            key = key.replace("-", "_")
-            found[key] = [value] if value else []
-        elif key is None:
-            raise ValueError(f"{word!r} follows no `--key`. Write recipe values as `--key value`.")
+            values = found[key.replace("-", "_")] = [yaml.safe_load(value)] if value else []
+        elif found:
+            values.append(yaml.safe_load(word))
         else:
-            found[key].append(word)
-    values = {key: [yaml.safe_load(word) for word in words] for key, words in found.items()}
-    return {key: words[0] if len(words) == 1 else words or True for key, words in values.items()}
+            raise ValueError(f"{word!r} follows no `--key`. Write recipe values as `--key value`.")
+    return {key: values[0] if len(values) == 1 else values or True for key, values in found.items()}
 
 
-def probe(args) -> None:
-    """See [`music2vec_hf.probing.suite.run_suite`]."""
+@_verb(_arg("CONFIG.yaml", "settings, one `key: value` per line", dest="config"))
+def finetune(config, more) -> None:
+    """Fine-tune a model as a YAML file says: frozen, LoRA, last layers or full.
+
+    Any value of CONFIG.yaml can be given after it as --key value.
+    """
+    from music2vec_hf.finetuning.fitting import finetune_from_yaml
+
+    print(finetune_from_yaml([config, *more]))
+
+
+@_verb(
+    _arg("MODEL", "folder or Hub id of an audio model"),
+    _arg("INPUT", "audio files, folders, manifests, corpora, Parquet or Hub ids", nargs="+", dest="inputs"),
+    _arg("--output", "file.parquet, file.npz, or DIR/ for one npz file a track, to write", required=True),
+    _arg("--layers", "all, or some of conv,0,1,...", type=_layers, default="all"),
+    _arg("--pool", "per track or per frame", default="mean", choices=("mean", "none")),
+    _arg("--window-seconds", "heard at once", default=30.0),
+    _arg("--overlap-seconds", "shared by neighbouring windows", default=0.0),
+    _PRECISION,
+    _DEVICE,
+    _arg("--compile", "use torch.compile; worth its minute for hours of audio", action="store_true"),
+    _TRUST,
+)
+def embed(model, inputs, output, **settings) -> None:
+    """Layer-wise embeddings of audio files and data sets; resumable."""
+    from music2vec_hf.features.tables import write_embeddings
+
+    summary = write_embeddings(model, inputs, output, **settings)
+    reused = f" ({summary['reused']} of them by an earlier run)" if summary["reused"] else ""
+    print(
+        f"{output}: {summary['tracks']} tracks{reused}, layers {', '.join(summary['layers'])}, "
+        f"{summary['hours']:.2f} h of audio; {len(summary['rejects'])} files could not be read"
+    )
+    _print_rejects(summary["rejects"])
+
+
+def _print_rejects(rejects) -> None:
+    for path, reason in rejects:
+        print(f"  left out: {path}: {reason}", file=sys.stderr)
+
+
+@_verb(
+    _arg("LIBRARY.parquet", "what `music2vec embed` wrote, per track", dest="library"),
+    _arg("QUERY", "audio file"),
+    _arg("--top", "how many", default=10),
+    _arg("--layer", "conv, 0, 1, ... (default: the last that LIBRARY has)"),
+    _arg("--model", "folder or Hub id, if LIBRARY does not say, or it has moved"),
+    _DEVICE,
+    _TRUST,
+)
+def similar(library, query, **settings) -> None:
+    """The tracks of a table of embeddings that are nearest to an audio file."""
+    from music2vec_hf.features.similarity import find_similar
+
+    for path, cosine in find_similar(library, query, **settings):
+        print(f"{cosine:.4f}  {path}")
+
+
+@_verb(
+    _arg("MODEL", "folder or Hub id of any audio encoder"),
+    _arg("--task", "a task or group, for example synthetic or synthetic-genre", required=True),
+    _arg("--data", "folder of the task's data", required=True),
+    _arg("--output", "folder for results.json, predictions and the cache", required=True),
+    _arg("--layers", "some of conv,0,1,..., or pilot: the one that quick chooses", type=_layers, default="all"),
+    _arg("--export", "write MODEL with the task's probe; of several DIR/TASK", metavar="DIR"),
+    _arg("--search", "quick, marble or jukemir", default="quick"),
+    _arg("--seeds", "of the chosen probe", type=int, nargs="+", default=[0, 1, 2]),
+    _arg("--random-init-seed", "of the random weights", default=0),
+    _PRECISION,
+    _arg("--device", "of model and probes", default="cpu", choices=("cpu", "cuda")),
+    _TRUST,
+    _arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
+    _arg("--baselines", "(default: the first three)", nargs="*", choices=_BASELINES, default=_BASELINES[:3]),
+)
+def probe(model, task, data, output, baselines, layers, device, **settings) -> None:
+    """Probe a model on a task, beside random weights, spectral features and chance."""
     from music2vec_hf.common.results import read_results
     from music2vec_hf.features.encoders import choose_device
     from music2vec_hf.probing.report_tables import format_table, notices
     from music2vec_hf.probing.suite import run_suite
 
-    results = run_suite(
-        [args.model, *args.baselines],
-        args.task,
-        args.data,
-        args.output,
-        search=args.search,
-        seeds=args.seeds,
-        layers="pilot" if args.layers == "pilot" else layer_list(args.layers),
-        random_init_seed=args.random_init_seed,
-        precision=args.precision,
-        device=str(choose_device(args.device)),
-        allow_missing=args.allow_missing,
-        trust_remote_code=args.trust_remote_code,
-        export=args.export,
-    )
-    written = read_results(results)
-    print("\n".join([format_table(written), *notices(written), str(results)]))
+    layers = "pilot" if layers == ["pilot"] else layers
+    device = str(choose_device(device))
+    path = run_suite([model, *baselines], task, data, output, layers=layers, device=device, **settings)
+    results = read_results(path)
+    print(format_table(results), *notices(results), path, sep="\n")
 
 
-def report(args) -> None:
-    """See [`music2vec_hf.probing.report.write_report`]."""
+@_verb(
+    _arg("RESULTS", "results.json files, pretraining runs, or folders of either", nargs="+"),
+    _arg("--output", "folder of report.html", required=True),
+)
+def report(results, output) -> None:
+    """Table, figures and HTML page from results and pretraining runs."""
     from music2vec_hf.probing.report import write_report
 
-    print(write_report(args.results, args.output))
+    print(write_report(results, output))
 
 
-def push(args) -> None:
-    """See [`music2vec_hf.hub.push.make_publication`] and [`music2vec_hf.hub.push.push_model`]."""
+@_verb(_arg("CKPT.pt", "fairseq's file; it is read, never run", dest="checkpoint"), _arg("OUT", "new folder"))
+def convert(checkpoint, out) -> None:
+    """Turn a fairseq data2vec-audio checkpoint into a model to resume, use or release."""
+    from music2vec_hf.hub.conversion import convert_fairseq_checkpoint
+
+    print(convert_fairseq_checkpoint(checkpoint, out))
+
+
+@_verb(
+    _arg("MODEL", "folder or Hub id"),
+    _arg("OUT", "new folder"),
+    _arg("--format", "to write", default="data2vec-audio", choices=("data2vec-audio", "onnx")),
+    _arg("--quantize", "of ONNX: write a file with 8-bit weights, too", choices=("int8",)),
+    _arg("--samples", "audio to measure the cost of int8 on (default: synthetic clips)", metavar="FOLDER"),
+)
+def export(model, out, format, quantize, samples) -> None:
+    """Write a model so that plain transformers loads it, or as ONNX."""
+    if format != "onnx":
+        from music2vec_hf.hub.conversion import export_data2vec_audio
+
+        if quantize or samples:
+            raise ValueError("`--quantize` and `--samples` are of ONNX. Give `--format onnx`, or leave them out.")
+        print(export_data2vec_audio(model, out))
+        return
+    from music2vec_hf.hub.onnx_export import export_onnx
+
+    made = export_onnx(model, out, quantize, samples)
+    print(f"{made.folder}: {made.head or 'encoder, without a head'}; outputs {', '.join(made.outputs)}")
+    print(f"largest difference from torch: {made.difference:.1e} of the largest value of an output")
+    for name, size in made.bytes.items():
+        print(f"{name}: {size / 1e6:.1f} MB")
+    if made.int8:
+        print(f"int8: {made.int8.sentence()}")
+        _print_rejects(made.int8.rejects)
+
+
+@_verb(
+    _arg("DIR", "run that is finished, checkpoint, or other model folder", dest="folder"),
+    _arg("REPO_ID", "user/name; made if it is not there"),
+    _arg("--license", "of the weights, as the Hub names it, such as cc-by-4.0", metavar="ID"),
+    _arg("--private", "if it makes the repository, make it private", action="store_true"),
+    _arg("--revision", "branch to write to; made if it is not there", metavar="BRANCH"),
+    _arg("--results", "results.json files (default: those below and beside DIR)", nargs="+", metavar="PATH"),
+    _arg("--dry-run", "list files and print the card only; or write all to OUT", nargs="?", const="", metavar="OUT"),
+)
+def push(folder, repo_id, license, private, revision, results, dry_run) -> None:
+    """Upload a model with a generated card, so that it loads without this library, too."""
     from music2vec_hf.hub.push import make_publication, push_model
 
-    publication = make_publication(args.folder, args.repo_id, args.license, args.results, args.revision)
+    publication = make_publication(folder, repo_id, license, results, revision)
     for name, size in publication.sizes.items():
         print(f"{size:>13,} bytes  {name}")
     if publication.left_out:
         print(f"not uploaded: {', '.join(publication.left_out)}")
-    if args.dry_run is None:
-        print(push_model(publication, args.repo_id, args.private, args.revision))
-    elif args.dry_run:
-        print(publication.write(args.dry_run))
+    if dry_run is None:
+        print(push_model(publication, repo_id, private, revision))
     else:
-        print(f"\n{publication.files['README.md'].decode()}", end="")
+        print(publication.write(dry_run) if dry_run else f"\n{publication.files['README.md'].decode().rstrip()}")
 
 
 __all__ = ["build_parser", "main", "read_overrides"]

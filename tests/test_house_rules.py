@@ -27,7 +27,7 @@ LIMITS = {
     "corpus": 3_900,
     "synthetic": 920,
     "features": 1_900,
-    "pretraining": 1_900,
+    "pretraining": 1_530,
     "finetuning": 620,
     "probing": 6_200,
     "hub": 1_900,

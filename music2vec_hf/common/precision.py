@@ -2,19 +2,25 @@
 
 import contextlib
 
-import torch
-
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_precision(precision: str) -> str:
-    """`auto` -> `bf16` where the hardware multiplies bf16 itself, else `fp32`; anything else is returned unchanged."""
+def choose_precision(precision: str, device_type: str | None = None) -> str:
+    """`auto` -> `bf16` where the device multiplies bf16 itself, else `fp32`; anything else is returned unchanged.
+
+    Args:
+        precision (`str`): one of `PRECISIONS`.
+        device_type (`str`, *optional*): `cpu`, `cuda` or another of torch's; by default `cuda` where there is a GPU.
+    """
+    import torch  # here, so that the command line can name the precisions without it
+
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
+    if device_type is None:
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
@@ -24,9 +30,11 @@ def autocast(precision: str, device_type: str):
     Raises:
         ValueError: for another name than those in `PRECISIONS`.
     """
+    import torch
+
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` is {precision!r}. Use one of {', '.join(PRECISIONS)}.")
-    dtype = _DTYPES.get(choose_precision(precision))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(precision, device_type))
     return contextlib.nullcontext() if dtype is None else torch.autocast(device_type, dtype)
 
 

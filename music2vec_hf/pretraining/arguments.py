@@ -1,191 +1,123 @@
 """Recipes: everything that defines a pretraining run, as YAML files of differences from the paper's best setting."""
 
+import copy
 import difflib
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
 
 import yaml
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 
 _SAMPLING_RATE = 16_000
+_TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
-# What each number may be; keys that are missing here are checked by type alone.
-_RANGES = {
-    "crop_seconds": (0.1, 600.0),
-    "batch_seconds": (0.1, 1e7),
-    "mask_group_seconds": (0.1, 1e7),
-    "buffer_size": (1, 10**9),
-    "crops_per_clip": (1, 10**6),
-    "masks_per_crop": (1, 1000),
-    "mix_prob": (0.0, 1.0),
-    "gain_db": (0.0, 60.0),
-    "max_failed_share": (0.0, 1.0),
-    "max_steps": (1, 10**9),
-    "learning_rate": (0.0, 10.0),
-    "adam_epsilon": (0.0, 1.0),
-    "weight_decay": (0.0, 10.0),
-    "max_grad_norm": (0.0, 1e9),
-    "initializer_range": (0.0, 10.0),
-    "init_lr_scale": (0.0, 1.0),
-    "final_lr_scale": (1e-9, 1.0),
-    "seed": (0, 2**32 - 1),
-    "max_seconds_per_device": (0.1, 1e7),
-    "num_workers": (0, 1024),
-    "log_every": (1, 10**9),
-    "save_every": (1, 10**9),
-    "keep_last": (1, 10**9),
-    "keep_every": (0, 10**9),
-    "probe_every": (1, 10**9),
-    "max_skipped_in_a_row": (0, 10**9),
-    "collapse_after_steps": (0, 10**9),
-    "min_target_std": (0.0, 100.0),
-    "min_prediction_std": (0.0, 100.0),
-    "min_feature_std": (0.0, 100.0),
-    "max_position_share": (0.0, 1.0),
-}
-_CHOICES = {
-    "normalize": ("clip", "crop"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-    "gradient_compression": ("none", "bf16"),
-    "report_to": ("none", "tensorboard", "trackio", "wandb"),
-}
-# May differ between a checkpoint and the run that resumes it: they do not change what is computed.
-MACHINE_KEYS = frozenset(
-    {
-        "max_seconds_per_device",
-        "gradient_checkpointing",
-        "num_workers",
-        "max_failed_share",
-        "log_every",
-        "save_every",
-        "keep_last",
-        "keep_every",
-        "report_to",
-        "probe_corpus",
-        "probe_label",
-        "probe_every",
-    }
+MODEL_KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim", "conv_kernel"),
+    *("conv_stride", "num_conv_pos_embeddings", "conv_pos_kernel_size", "num_conv_pos_embedding_groups"),
+    *("initializer_range", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"),
+    *("layerdrop", "mask_time_prob", "mask_time_length", "mask_dropout", "require_same_masks"),
+    *("average_top_k_layers", "ema_decay", "ema_end_decay", "ema_anneal_end_step", "ema_layers_only", "loss_beta"),
+    *("loss_scale", "layer_norm_targets", "feature_grad_mult"),
 )
+"""The fields of [`Music2VecConfig`] that a recipe may set: those that pretraining reads."""
 
 
+def _setting(default, help: str = "", low=None, high=None, choices: Sequence = (), machine: bool = False):
+    """A field of a recipe, with what its numbers may be; one of the machine may differ when a run is resumed."""
+
+    def check(value) -> None:
+        if choices and value not in choices:
+            raise ValueError(f"is {value!r}. Use one of {', '.join(choices)}.")
+        if low is None or value == "auto":
+            return
+        if isinstance(value, str):
+            raise ValueError(f"is {value!r}. Use a number or `auto`.")
+        if not low <= value <= high:
+            raise ValueError(f"is {value}. Use a value from {low} to {high}.")
+
+    return field(default=default, metadata={"help": help, "validator": check, "machine": machine})
+
+
+@strict
 @dataclass
 class Recipe:
     """One pretraining run. The defaults are the paper's best setting, `crop5s`.
 
-    Seconds are seconds of audio. Model fields have the meaning that [`Music2VecConfig`] gives them.
+    Seconds are seconds of audio. What describes the model lies in `model`; its values in [`MODEL_KEYS`] are attributes
+    of the recipe, too, and keys beside the others in YAML files and checkpoints.
     """
 
-    crop_seconds: float = field(default=5.0, metadata={"help": "length of a training crop"})
-    batch_seconds: float = field(default=3760.0, metadata={"help": "audio per optimiser step, over all devices"})
-    mask_group_seconds: float = field(
-        default=237.5, metadata={"help": "audio that shares the equal-count rule of the masks (3.8 M samples)"}
-    )
-    normalize: str = field(default="clip", metadata={"help": "zero mean, unit variance over the whole clip or crop"})
-    split: str | None = field(default=None, metadata={"help": "split of a corpus that has several"})
-    streaming: bool = field(default=False, metadata={"help": "read the corpus as a stream, without keeping it"})
-    buffer_size: int = field(default=512, metadata={"help": "clips that a stream is shuffled among"})
-    crops_per_clip: int = field(default=1, metadata={"help": "crops that are taken each time a clip is opened"})
-    mix_prob: float = field(default=0.0, metadata={"help": "share of crops to which another of the update is added"})
-    mix_snr_db: list[float] = field(
-        default_factory=lambda: [0.0, 10.0], metadata={"help": "lowest and highest level of a crop over what is added"}
-    )
-    gain_db: float = field(default=0.0, metadata={"help": "random gain of up to so many dB, after normalisation"})
-    max_steps: int = field(default=400_000, metadata={"help": "optimiser steps"})
-    learning_rate: float = field(default=5e-4, metadata={"help": "peak of the tri-stage schedule"})
-    phase_ratio: list[float] = field(
-        default_factory=lambda: [0.03, 0.9, 0.07], metadata={"help": "shares of warm-up, hold and decay"}
-    )
-    init_lr_scale: float = 0.01
-    final_lr_scale: float = 0.01
+    crop_seconds: float = _setting(5.0, "length of a training crop", 0.1, 600.0)
+    batch_seconds: float = _setting(3760.0, "audio per optimiser step, over all devices", 0.1, 1e7)
+    mask_group_seconds: float = _setting(237.5, "audio whose masks hide equally many frames", 0.1, 1e7)
+    normalize: str = _setting("clip", "zero mean, unit variance over the whole clip or crop", choices=("clip", "crop"))
+    split: str | None = _setting(None, "split of a corpus that has several")
+    streaming: bool = _setting(False, "read the corpus as a stream, without keeping it")
+    buffer_size: int = _setting(512, "clips that a stream is shuffled among", 1, 10**9)
+    crops_per_clip: int = _setting(1, "crops that are taken each time a clip is opened", 1, 10**6)
+    mix_prob: float = _setting(0.0, "share of crops to which another of the update is added", 0.0, 1.0)
+    mix_snr_db: list[float] = field(default_factory=lambda: [0.0, 10.0])  # level of a crop over what is added
+    gain_db: float = _setting(0.0, "random gain of up to so many dB, after normalisation", 0.0, 60.0)
+    max_steps: int = _setting(400_000, "optimiser steps", 1, 10**9)
+    learning_rate: float = _setting(5e-4, "peak of the tri-stage schedule", 0.0, 10.0)
+    phase_ratio: list[float] = field(default_factory=lambda: [0.03, 0.9, 0.07])  # of warm-up, hold and decay
+    init_lr_scale: float = _setting(0.01, "first learning rate over its peak", 0.0, 1.0)
+    final_lr_scale: float = _setting(0.01, "last learning rate over its peak", 1e-9, 1.0)
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    adam_epsilon: float = 1e-6
-    weight_decay: float = 0.01
-    max_grad_norm: float = field(default=0.0, metadata={"help": "clip the gradient's norm; 0 for no clipping"})
-    seed: int = 1
-    precision: str = field(
-        default="auto", metadata={"help": "fp32, bf16, fp16, or auto: bf16 where the hardware multiplies it"}
-    )
-    init_from: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of a model to start from instead of random weights"}
-    )
+    adam_epsilon: float = _setting(1e-6, "", 0.0, 1.0)
+    weight_decay: float = _setting(0.01, "", 0.0, 10.0)
+    max_grad_norm: float = _setting(0.0, "clip the gradient's norm; 0 for no clipping", 0.0, 1e9)
+    seed: int = _setting(1, "of everything random", 0, 2**32 - 1)
+    precision: str = _setting("auto", "auto: bf16 where the device has it", choices=("auto", "fp32", "bf16", "fp16"))
+    init_from: str | None = _setting(None, "folder or Hub id of a model to start from instead of random weights")
+    model: Music2VecConfig = field(default_factory=Music2VecConfig)
+    masks_per_crop: int = _setting(1, "masked views of a crop, which share front end and teacher", 1, 1000)
+    max_seconds_per_device: float | str = _setting(237.5, "audio in a pass; auto: what fits", 0.1, 1e7, machine=True)
+    compile: bool = _setting(False, "torch.compile front end and layers: for long runs on a GPU; draws other dropout")
+    gradient_checkpointing: bool = _setting(False, "keep fewer activations, compute the others again", machine=True)
+    gradient_compression: str = _setting("none", "bf16: exchange half the bytes", choices=("none", "bf16"))
+    num_workers: int = _setting(4, "processes that decode crops, per device", 0, 1024, machine=True)
+    max_failed_share: float = _setting(0.01, "share of clips that may be unreadable", 0.0, 1.0, machine=True)
+    log_every: int = _setting(50, "steps between two records", 1, 10**9, machine=True)
+    save_every: int = _setting(5_000, "steps between two checkpoints", 1, 10**9, machine=True)
+    keep_last: int = _setting(2, "newest checkpoints to keep", 1, 10**9, machine=True)
+    keep_every: int = _setting(0, "keep those of every so many steps for good; 0: none", 0, 10**9, machine=True)
+    probe_corpus: str | None = _setting(None, "labelled corpus to probe during the run", machine=True)
+    probe_label: str = _setting("genre", "its column of labels", machine=True)
+    probe_every: int = _setting(10_000, "steps between two such probes", 1, 10**9, machine=True)
+    report_to: str = _setting("none", "tracker that gets the records, too", choices=_TRACKERS, machine=True)
+    max_skipped_in_a_row: int = _setting(20, "updates in a row that may be skipped as not finite", 0, 10**9)
+    collapse_after_steps: int = _setting(5_000, "steps after which the collapse guard acts", 0, 10**9)
+    min_target_std: float = _setting(0.1, "", 0.0, 100.0)
+    min_prediction_std: float = _setting(0.01, "", 0.0, 100.0)
+    min_feature_std: float = _setting(0.01, "", 0.0, 100.0)
+    max_position_share: float = _setting(0.9, "", 0.0, 1.0)
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    conv_dim: list[int] = field(default_factory=lambda: [512] * 7)
-    conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
-    conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
-    num_conv_pos_embeddings: int = 5
-    conv_pos_kernel_size: int = 19
-    num_conv_pos_embedding_groups: int = 16
-    initializer_range: float = field(default=0.02, metadata={"help": "standard deviation of new linear layers"})
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    activation_dropout: float = 0.0
-    feat_proj_dropout: float = 0.0
-    layerdrop: float = 0.05
-    mask_time_prob: float = 0.65
-    mask_time_length: int = 10
-    mask_dropout: float = 0.0
-    require_same_masks: bool = True
-    masks_per_crop: int = field(
-        default=1, metadata={"help": "masked views of a crop, which share one pass of front end and teacher"}
-    )
-    average_top_k_layers: int = 8
-    ema_decay: float = 0.999
-    ema_end_decay: float = 0.9999
-    ema_anneal_end_step: int = 30_000
-    ema_layers_only: bool = True
-    loss_beta: float = 0.0
-    loss_scale: float | None = None
-    layer_norm_targets: bool = False
-    feature_grad_mult: float = 1.0
+    def __getattr__(self, name: str):
+        if name in MODEL_KEYS:
+            return getattr(self.model, name)
+        raise AttributeError(f"A recipe has no `{name}`.")
 
-    max_seconds_per_device: float | str = field(
-        default=237.5, metadata={"help": "audio in one forward pass on one device; auto: what fits, found by trying"}
-    )
-    compile: bool = field(
-        default=False,
-        metadata={"help": "torch.compile front end and layers: for long runs on a GPU; draws other dropout"},
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "keep fewer activations and compute the others again in the backward pass"}
-    )
-    gradient_compression: str = field(
-        default="none", metadata={"help": "none, or bf16: processes exchange gradients in half as many bytes"}
-    )
-    num_workers: int = field(default=4, metadata={"help": "processes that decode crops, per device"})
-    max_failed_share: float = field(
-        default=0.01, metadata={"help": "share of the clips that may be unreadable; others stand in for them"}
-    )
-    log_every: int = 50
-    save_every: int = 5_000
-    keep_last: int = field(default=2, metadata={"help": "newest checkpoints to keep"})
-    keep_every: int = field(default=0, metadata={"help": "keep those of every so many steps for good; 0 for none"})
-    probe_corpus: str | None = field(default=None, metadata={"help": "labelled corpus to probe during the run"})
-    probe_label: str = field(default="genre", metadata={"help": "its column of labels"})
-    probe_every: int = field(default=10_000, metadata={"help": "steps between two such probes"})
-    report_to: str = field(default="none", metadata={"help": "tracker that gets the records too"})
-    max_skipped_in_a_row: int = field(
-        default=20, metadata={"help": "updates in a row that may be skipped because they are not finite"}
-    )
-    collapse_after_steps: int = field(default=5_000, metadata={"help": "steps after which the collapse guard acts"})
-    min_target_std: float = 0.1
-    min_prediction_std: float = 0.01
-    min_feature_std: float = 0.01
-    max_position_share: float = 0.9
-
-    def __post_init__(self):
-        for spec in fields(self):
-            setattr(self, spec.name, _checked(spec, getattr(self, spec.name)))
-        self.model_config()  # its own ranges and combinations
+    def validate_combinations(self) -> None:
+        """Part of the `@strict` validation: values that do not go together."""
         if self.num_frames <= self.mask_time_length:
             raise ValueError(
                 f"`mask_time_length` is {self.mask_time_length} frames but a crop of {self.crop_seconds} s has only "
                 f"{self.num_frames}. Use a longer `crop_seconds` or a shorter `mask_time_length`."
+            )
+        if self.mask_time_prob == 0:
+            raise ValueError("`mask_time_prob` is 0, but the loss is that of masked frames. Use a share above 0.")
+        if self.batch_seconds < self.crop_seconds:
+            raise ValueError(
+                f"`batch_seconds` is {self.batch_seconds} but one crop has {self.crop_seconds} s. Use a batch of at "
+                "least one crop."
             )
         if len(self.phase_ratio) != 3 or abs(sum(self.phase_ratio) - 1.0) > 1e-6 or min(self.phase_ratio) < 0:
             raise ValueError(f"`phase_ratio` is {self.phase_ratio}. Use three shares from 0 to 1 that add up to 1.")
@@ -202,12 +134,12 @@ class Recipe:
     @property
     def num_frames(self) -> int:
         """Frames of a crop."""
-        return self.model_config().num_frames(self.num_samples)
+        return self.model.num_frames(self.num_samples)
 
     @property
     def rows_per_update(self) -> int:
         """Crops in one optimiser step."""
-        return max(1, int(self.batch_seconds / self.crop_seconds + 1e-9))
+        return int(self.batch_seconds / self.crop_seconds + 1e-9)
 
     @property
     def mask_group_rows(self) -> int:
@@ -215,9 +147,23 @@ class Recipe:
         return max(1, int(self.mask_group_seconds / self.crop_seconds + 1e-9))
 
     def model_config(self) -> Music2VecConfig:
-        """The model that the recipe trains."""
-        known = Music2VecConfig.__dataclass_fields__
-        return Music2VecConfig(**{key: value for key, value in asdict(self).items() if key in known})
+        """A configuration for a new model."""
+        return copy.deepcopy(self.model)
+
+    def to_dict(self) -> dict:
+        """Every value by its key, as in YAML files and checkpoints."""
+        names = [spec.name for spec in fields(self)]
+        place = names.index("model")
+        names[place : place + 1] = MODEL_KEYS
+        return {name: getattr(self, name) for name in names}
+
+    def to_yaml(self) -> str:
+        """Every value, one `key: value` per line."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+
+MACHINE_KEYS = frozenset(spec.name for spec in fields(Recipe) if spec.metadata.get("machine"))
+"""Values that may differ between a checkpoint and the run that resumes it: they do not change what is computed."""
 
 
 def recipe_names() -> list[str]:
@@ -247,6 +193,34 @@ def load_recipe(name: str | Path, **overrides) -> Recipe:
         ValueError: for an unknown recipe, a misspelt key or an impossible value, naming the key, the value and what
             is allowed.
     """
+    values = {**_read_yaml(name), **overrides}
+    known = {spec.name: spec.type for spec in fields(Recipe)}
+    known |= {key: Music2VecConfig.__dataclass_fields__[key].type for key in MODEL_KEYS}
+    del known["model"]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"Allowed are {', '.join(sorted(known))}."
+            raise ValueError(f"The recipe {name} has an unknown key `{key}` (value {values[key]!r}). {hint}")
+    recipe = Recipe()
+    for key, value in values.items():
+        try:
+            setattr(recipe.model if key in MODEL_KEYS else recipe, key, _as_type(known[key], value))
+        except StrictDataclassError as error:
+            if isinstance(error.__cause__, TypeError):
+                kind = getattr(known[key], "__name__", str(known[key]))
+                raise ValueError(f"`{key}` is {value!r}. Use a value of type {kind}.") from error
+            raise ValueError(f"`{key}` {error.__cause__}") from error
+    try:
+        recipe.model = Music2VecConfig(**{key: getattr(recipe.model, key) for key in MODEL_KEYS})
+        recipe.validate()
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__)) from error
+    return recipe
+
+
+def _read_yaml(name: str | Path) -> dict:
+    """What a recipe's file says; a section `model:` is as good as its keys beside the others."""
     if Path(name).suffix in (".yaml", ".yml"):
         if not Path(name).is_file():
             raise ValueError(
@@ -261,63 +235,31 @@ def load_recipe(name: str | Path, **overrides) -> Recipe:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"The recipe {name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {name} holds a {type(values).__name__}. Write one `key: value` per line.")
-    values.update(overrides)
-    known = {spec.name for spec in fields(Recipe)}
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Allowed are {', '.join(sorted(known))}."
-            raise ValueError(f"The recipe {name} has an unknown key `{key}` (value {values[key]!r}). {hint}")
-    return Recipe(**values)
+    model = values.pop("model", {}) if isinstance(values, dict) else values
+    if not isinstance(model, dict):
+        raise ValueError(f"The recipe {name} holds a {type(model).__name__}. Write one `key: value` per line.")
+    return {**values, **model}
 
 
 def _recipe_folder():
     return files("music2vec_hf") / "recipes"
 
 
-def _checked(spec, value):
-    """`value` converted to the field's type (YAML reads 1e-3 as text), or a ValueError with what is allowed."""
-    name, kind = spec.name, spec.type
-    if kind is bool:
-        valid = isinstance(value, bool)
-    elif kind in (list[int], list[float]):
-        inner = int if kind == list[int] else float
-        valid = isinstance(value, (list, tuple)) and all(_is_number(item, inner) for item in value)
-        value = [inner(item) for item in value] if valid else value
-    elif kind in (int, float):
-        valid = _is_number(value, kind)
-        value = kind(float(value)) if valid else value
-    elif kind in (float | None, float | str):
-        other = None if kind == float | None else "auto"
-        valid = value == other or _is_number(value, float)
-        value = float(value) if valid and value != other else value
-        if not valid and other:
-            raise ValueError(f"`{name}` is {value!r}. Use a number of seconds or `auto`.")
-    elif kind == str | None:
-        valid = value is None or isinstance(value, str)
-    else:
-        valid = isinstance(value, str)
-    if not valid:
-        wanted = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"`{name}` is {value!r}. Use a value of type {wanted}.")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise ValueError(f"`{name}` is {value!r}. Use one of {', '.join(_CHOICES[name])}.")
-    low, high = _RANGES.get(name, (float("-inf"), float("inf")))
-    if kind in (int, float, float | str) and value != "auto" and not low <= value <= high:
-        raise ValueError(f"`{name}` is {value}. Use a value from {low} to {high}.")
+def _as_type(kind, value):
+    """`value` as a field of this type has it: YAML reads 1e-3 as text, and 5 is no float. What cannot be stays."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if isinstance(value, (list, tuple)):
+        inner = [get_args(each)[0] for each in kinds if get_origin(each) is list]
+        return [_as_type(inner[0], item) for item in value] if inner else value
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool) and {int, float} & set(kinds):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        if float in kinds:
+            return number
+        return int(number) if number.is_integer() else value
     return value
 
 
-def _is_number(value, kind) -> bool:
-    if isinstance(value, bool):
-        return False
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return False
-    return kind is float or number == int(number)
-
-
-__all__ = ["MACHINE_KEYS", "Recipe", "load_recipe", "recipe_names", "recipe_title"]
+__all__ = ["MACHINE_KEYS", "MODEL_KEYS", "Recipe", "load_recipe", "recipe_names", "recipe_title"]

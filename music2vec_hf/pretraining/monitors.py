@@ -1,8 +1,11 @@
-"""What a run tells about itself: `metrics.jsonl`, the progress bar, trackers, and the collapse guard."""
+"""What a run tells about itself: `metrics.jsonl`, the progress bar, trackers, and the collapse guard.
+
+Monitors of a step are computed from sums over its frames, which add up over micro-batches and devices: a monitor does
+not depend on how the machine cuts the batch.
+"""
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -11,7 +14,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from music2vec_hf.pretraining.moments import FrameMoments
+from music2vec_hf.common.files import write_text
+from music2vec_hf.common.results import METRICS, read_metrics
+from music2vec_hf.pretraining import TrainingStopped
 
 # Monitor, the recipe's limit, whether the limit is a floor, and what has happened beyond it.
 _GUARDS = (
@@ -20,10 +25,6 @@ _GUARDS = (
     ("feature_std", "min_feature_std", True, "the front end has collapsed to a constant"),
     ("position_share", "max_position_share", False, "the targets say only where in the crop they stand"),
 )
-
-
-class TrainingStopped(RuntimeError):
-    """The run ended itself; the message says why, in one sentence, and what was saved."""
 
 
 class Monitor:
@@ -41,11 +42,12 @@ class Monitor:
     """
 
     def __init__(self, output: Path, recipe, first_step: int, accelerator):
-        self.path, self.recipe, self.accelerator = output / "metrics.jsonl", recipe, accelerator
+        self.path, self.recipe, self.accelerator = output / METRICS, recipe, accelerator
         self.started, self.last_step, self.waited = time.perf_counter(), first_step, 0.0
         self.moments, self.totals = None, None
-        if accelerator.is_main_process:
-            self._drop_records_after(first_step)
+        if accelerator.is_main_process and self.path.exists():
+            kept = [record for record in read_metrics(self.path) if record["step"] <= first_step]
+            write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
         self.bar = tqdm(
             total=recipe.max_steps,
             initial=first_step,
@@ -149,20 +151,112 @@ class Monitor:
                     f"`{limit_name}` {limit}: {what}. Start again with a lower `learning_rate` or a longer warm-up."
                 )
 
-    def _drop_records_after(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the run was killed
-            if record["step"] <= step:
-                kept.append(line)
-        aside = self.path.with_suffix(".unfinished")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(aside, self.path)
+
+class FrameMoments:
+    """First and second moments of targets, predictions and projected features over the frames of one step.
+
+    Args:
+        num_frames (`int`): frames of a crop.
+        channels (`int`): hidden size.
+        device: where the sums are kept until they are asked for.
+    """
+
+    def __init__(self, num_frames: int, channels: int, device):
+        def zeros(*shape):
+            return torch.zeros(*shape, device=device, dtype=torch.float32)
+
+        self.sums = {
+            "count": zeros(3),
+            "sum": zeros(3, channels),
+            "square_sum": zeros(3, channels),
+            "target_products": zeros(channels, channels),
+            "position_count": zeros(num_frames),
+            "position_sum": zeros(num_frames, channels),
+            "position_square_sum": zeros(num_frames),
+        }
+
+    @torch.no_grad()
+    def add(self, output, mask_time_indices: torch.Tensor) -> None:
+        """Take in one micro-batch's [`Music2VecForPreTrainingOutput`] and its masks, `[B, T]` or `[B, V, T]`."""
+        targets = output.targets.float()
+        for row, values in enumerate((targets, output.predictions, output.projected_features.flatten(0, 1))):
+            values = values.detach().float()
+            self.sums["count"][row] += len(values)
+            self.sums["sum"][row] += values.sum(0)
+            self.sums["square_sum"][row] += values.square().sum(0)
+        self.sums["target_products"] += targets.T @ targets
+        places = mask_time_indices.bool().nonzero()  # row-major, as the targets
+        if mask_time_indices.ndim == 3:  # several views of a clip have equal targets: the first stands for the clip
+            targets, places = targets[places[:, 1] == 0], places[places[:, 1] == 0]
+        frames = places[:, -1]
+        self.sums["position_count"].index_add_(0, frames, torch.ones_like(frames, dtype=torch.float32))
+        self.sums["position_sum"].index_add_(0, frames, targets)
+        self.sums["position_square_sum"].index_add_(0, frames, targets.square().sum(1))
+
+    def monitors(self, reduce) -> dict[str, float]:
+        """The monitors of the step.
+
+        Args:
+            reduce: adds a tensor up over all devices.
+
+        Returns:
+            `dict`: `target_std`, `prediction_std`, `feature_std` (mean over channels of `sqrt(unbiased variance +
+            1e-6)`), `target_rank` (effective rank) and `position_share`.
+        """
+        flat = reduce(torch.cat([value.flatten() for value in self.sums.values()])).cpu().double()
+        parts = torch.split(flat, [value.numel() for value in self.sums.values()])
+        sums = {name: part.view(self.sums[name].shape) for name, part in zip(self.sums, parts, strict=True)}
+        count, total = sums["count"][:, None], sums["sum"]
+        variance = (sums["square_sum"] - total.square() / count).clamp(min=0) / (count - 1).clamp(min=1)
+        stds = torch.sqrt(variance + 1e-6).mean(1).tolist()
+        mean = total[0] / count[0]
+        covariance = sums["target_products"] / count[0] - torch.outer(mean, mean)
+        return {
+            "target_std": stds[0],
+            "prediction_std": stds[1],
+            "feature_std": stds[2],
+            "target_rank": effective_rank(covariance),
+            "position_share": position_share(
+                sums["position_count"], sums["position_sum"], sums["position_square_sum"]
+            ),
+        }
+
+
+def effective_rank(covariance: torch.Tensor) -> float:
+    """Number of dimensions that a covariance `[C, C]` fills: exp of the entropy of its normalised eigenvalues.
+
+    1 when all channels move together, C for white noise.
+
+    Source: Roy and Vetterli, The effective rank, 2007, applied to the covariance.
+    """
+    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    total = eigenvalues.sum()
+    if total <= 0:
+        return 0.0
+    shares = eigenvalues / total
+    return float(torch.exp(-torch.xlogy(shares, shares).sum()))
+
+
+def position_share(count: torch.Tensor, total: torch.Tensor, square_total: torch.Tensor) -> float:
+    """Share of the targets' power that their frame's position in the crop alone explains.
+
+    Targets that say only where in the crop they stand are easy to predict and worthless; their deviations look
+    healthy. The squared mean at each position is estimated without bias, from pairs of different clips.
+
+    Args:
+        count (`torch.Tensor` of shape `(T,)`): clips in which the frame is masked.
+        total (`torch.Tensor` of shape `(T, C)`): sum of their targets.
+        square_total (`torch.Tensor` of shape `(T,)`): sum of their squared norms.
+
+    Returns:
+        `float`: about 0 (content) to 1 (position); 0 where no position is masked in two clips.
+    """
+    several = count > 1
+    if not several.any() or square_total.sum() <= 0:
+        return 0.0
+    count, total, square_total = count[several], total[several], square_total[several]
+    squared_means = (total.square().sum(1) - square_total) / (count * (count - 1))
+    return float((squared_means * count).sum() / square_total.sum())
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -172,4 +266,4 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-__all__ = ["Monitor", "TrainingStopped", "peak_memory_gib"]
+__all__ = ["FrameMoments", "Monitor", "effective_rank", "peak_memory_gib", "position_share"]

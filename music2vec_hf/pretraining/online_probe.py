@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from music2vec_hf.corpus.loading import load_corpus, read_clip
 from music2vec_hf.features.embeddings import embed
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 
 _NEIGHBOURS, _MAX_CLIPS = 10, 1000
 
@@ -51,11 +52,12 @@ class OnlineProbe:
                     "column of classes, and clips of at least two of them."
                 )
 
-    def __call__(self, student, feature_extractor) -> dict[str, float]:
+    def __call__(self, student) -> dict[str, float]:
         """Accuracies of the student as it is now: `probe_knn`, `probe_linear` and, for comparison, `probe_chance`.
 
         The student's modes and torch's random state are left as they were.
         """
+        feature_extractor = Music2VecFeatureExtractor(receptive_field=student.config.receptive_field)
         tracks = (read_clip(clip) for clip in self.clips)
         with torch.random.fork_rng():
             features = embed(student, tracks, feature_extractor=feature_extractor).mean(axis=1)

@@ -1,4 +1,4 @@
-"""A corpus of twelve noisy tones and a recipe that trains on it in seconds."""
+"""A corpus of twelve noisy tones, a recipe that trains on it in seconds, and one whole run of it."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import soundfile
 from toy_run import toy
 
 from music2vec_hf.corpus.prepare import prepare_corpus
+from music2vec_hf.pretraining.loop import pretrain
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def toy_corpus(tmp_path_factory):
     return folder / "corpus"
 
 
-@pytest.fixture
-def toy_recipe():
-    """`toy_recipe(**changes)`: the toy recipe with some values changed."""
-    return toy
+@pytest.fixture(scope="session")
+def whole_run(toy_corpus, tmp_path_factory):
+    """The toy recipe's run, never interrupted, with a tracker."""
+    return pretrain(toy(report_to="tensorboard"), toy_corpus, tmp_path_factory.mktemp("whole") / "run")

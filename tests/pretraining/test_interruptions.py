@@ -1,63 +1,85 @@
-"""A run survives what happens to it: signals, updates that are not finite, kills at random moments."""
+"""A run survives what happens to it, and goes on as if nothing had: kills, signals, a full disk, infinite updates."""
 
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from toy_run import end_with, losses, read_records, start, toy
 
-from music2vec_hf.pretraining import loop
-from music2vec_hf.pretraining.checkpoints import checkpoints
+from music2vec_hf.pretraining import TrainingInterrupted, TrainingStopped, loop, starting
+from music2vec_hf.pretraining.checkpoints import check_checkpoint, checkpoints
 from music2vec_hf.pretraining.loop import pretrain
-from music2vec_hf.pretraining.monitors import TrainingStopped
-from music2vec_hf.pretraining.signals import TrainingInterrupted
 
 
-def losses(output):
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [(record["step"], record["loss"], record["grad_norm"]) for record in records]
+def state_of(checkpoint):
+    return json.loads((checkpoint / "trainer_state.json").read_text())
 
 
-def start(corpus, output, *program):
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    command = [sys.executable, "-m", *(program or ("toy_run",)), str(corpus), str(output)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def half_run(whole_run, tmp_path):
+    """A copy of the whole run as a kill in the middle of writing its last checkpoint leaves it."""
+    output = tmp_path / "run"
+    shutil.copytree(whole_run, output)
+    (output / "checkpoint-6").rename(output / ".checkpoint-6.1.unfinished")
+    with (output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    return output
 
 
-@pytest.fixture(scope="module")
-def long_run(toy_corpus, tmp_path_factory):
-    """The losses of the run of `toy_run`, never interrupted."""
-    output = tmp_path_factory.mktemp("long") / "run"
-    process = start(toy_corpus, output)
-    assert process.communicate()[1] is not None and process.returncode == 0
-    return losses(output)
+@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"gradient_checkpointing": True}], ids=str)
+def test_a_resumed_run_repeats_the_losses_bit_for_bit(changes, half_run, whole_run, toy_corpus):
+    pretrain(toy(**changes), toy_corpus, half_run, resume=True)
+    assert losses(half_run) == losses(whole_run)
+    ours, theirs = (load_file(output / "model.safetensors") for output in (half_run, whole_run))
+    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+    assert not list(half_run.glob("*.unfinished"))
+
+
+def test_a_stream_trains_and_resumes_exactly(toy_corpus, tmp_path):
+    streamed = {"streaming": True, "buffer_size": 4}
+    whole = pretrain(toy(**streamed), toy_corpus, tmp_path / "whole")
+    part = tmp_path / "part"
+    shutil.copytree(whole, part)
+    shutil.rmtree(part / "checkpoint-6")
+    pretrain(toy(**streamed, num_workers=2), toy_corpus, part, resume=True)
+    assert losses(part) == losses(whole)
+
+
+def wait_for(moment):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not moment():
+        time.sleep(0.002)
+
+
+def test_kill_9_and_resume(whole_run, toy_corpus, tmp_path):
+    process, metrics = start(toy_corpus, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+    process.kill()
+    process.join()
+    end_with([start(toy_corpus, tmp_path / "run")], 0)
+    assert losses(tmp_path / "run") == losses(whole_run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_kill_9_at_a_random_moment(seed, long_run, toy_corpus, tmp_path):
-    output = tmp_path / "run"
-    rng = random.Random(seed)
-    process = start(toy_corpus, output)
-    while process.poll() is None and not output.exists():
-        time.sleep(0.01)
-    time.sleep(rng.uniform(0.0, 1.5))
+def test_kill_9_at_a_random_moment(seed, whole_run, toy_corpus, tmp_path):
+    process = start(toy_corpus, tmp_path / "run")
+    wait_for(lambda: (tmp_path / "run").exists())
+    time.sleep(random.Random(seed).uniform(0.0, 1.5))
     process.kill()
-    process.communicate()
-    process = start(toy_corpus, output)
-    process.communicate()
-    assert process.returncode == 0
-    assert losses(output) == long_run
+    process.join()
+    end_with([start(toy_corpus, tmp_path / "run")], 0)
+    assert losses(tmp_path / "run") == losses(whole_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_the_resumed_run_is_the_same(number, toy_corpus, tmp_path, toy_recipe, monkeypatch):
-    whole = pretrain(toy_recipe(save_every=100), toy_corpus, tmp_path / "whole")
+def test_a_signal_saves_and_the_resumed_run_is_the_same(number, whole_run, toy_corpus, tmp_path, monkeypatch):
     optimise = loop.optimise
 
     def signalled(accelerator, recipe, state, num_masked):
@@ -67,12 +89,41 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(number, toy_corpus, tmp_
 
     monkeypatch.setattr(loop, "optimise", signalled)
     with pytest.raises(TrainingInterrupted, match=rf"{number.name} came, .*checkpoint-3. Go on with `--resume`"):
-        pretrain(toy_recipe(save_every=100), toy_corpus, tmp_path / "run")
+        pretrain(toy(save_every=100), toy_corpus, tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     monkeypatch.undo()
-    pretrain(toy_recipe(save_every=100), toy_corpus, tmp_path / "run", resume=True)
-    assert losses(tmp_path / "run") == losses(whole)
+    pretrain(toy(save_every=100), toy_corpus, tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(whole_run)
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_an_output_with_a_run_needs_resume_and_the_same_recipe(whole_run, toy_corpus):
+    with pytest.raises(ValueError, match=r"holds a run up to checkpoint-6. Add `--resume`"):
+        pretrain(toy(), toy_corpus, whole_run)
+    with pytest.raises(ValueError, match=r"`hidden_dropout` 0.1 there and 0.2 here, `learning_rate` 0.0005 there and"):
+        pretrain(toy(learning_rate=1e-3, hidden_dropout=0.2), toy_corpus, whole_run, resume=True)
+
+
+def test_a_checkpoint_from_before_a_key_goes_on_with_its_default(half_run):
+    (checkpoint,) = checkpoints(half_run)
+    state = state_of(checkpoint)
+    del state["recipe"]["crops_per_clip"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    check_checkpoint(checkpoint, toy())
+    with pytest.raises(ValueError, match="`crops_per_clip` 1 there and 2 here"):
+        check_checkpoint(checkpoint, toy(crops_per_clip=2))
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(half_run, toy_corpus, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        OSError, match=r"No space left .* the last whole checkpoint is .*checkpoint-4\. Free some space"
+    ):
+        pretrain(toy(), toy_corpus, half_run, resume=True)
+    assert [path.name for path in half_run.glob("*checkpoint*")] == ["checkpoint-4"]
 
 
 def poison(monkeypatch, steps):
@@ -88,41 +139,38 @@ def poison(monkeypatch, steps):
     monkeypatch.setattr(loop, "accumulate", poisoned)
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_counted(toy_corpus, tmp_path, toy_recipe, monkeypatch):
+def test_an_update_that_is_not_finite_is_skipped_and_counted_and_changes_nothing(toy_corpus, tmp_path, monkeypatch):
     poison(monkeypatch, {1, 2})
-    output = pretrain(toy_recipe(), toy_corpus, tmp_path / "run")
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    output = pretrain(toy(save_every=1, keep_last=6), toy_corpus, tmp_path / "run")
+    records = read_records(output)
     assert [record["skipped_updates"] for record in records] == [0, 1, 2, 2, 2, 2]
     assert records[1]["grad_norm"] is None and records[2]["loss"] < 100
-    state = json.loads((checkpoints(output)[-1] / "trainer_state.json").read_text())
+    saved = checkpoints(output)
+    state = state_of(saved[-1])
     assert (state["step"], state["skipped"], state["skipped_in_a_row"]) == (6, 2, 0)
-
-
-def test_a_skipped_update_leaves_student_and_teacher(toy_corpus, tmp_path, toy_recipe, monkeypatch):
-    poison(monkeypatch, {1})
-    one = pretrain(toy_recipe(max_steps=2, save_every=1), toy_corpus, tmp_path / "run")
-    first, second = (torch.load(path / "optimizer.pt") for path in checkpoints(one))
-    assert first["state"][0]["exp_avg"].equal(second["state"][0]["exp_avg"])
+    moments = [torch.load(path / "optimizer.pt")["state"][0]["exp_avg"] for path in saved[:2]]
+    assert moments[0].equal(moments[1])
     for name in ("model.safetensors", "teacher.safetensors"):
-        assert len({(path / name).read_bytes() for path in checkpoints(one)}) == 1
+        assert len({(path / name).read_bytes() for path in saved[:3]}) == 1
 
 
-def test_too_many_in_a_row_stop_the_run(toy_corpus, tmp_path, toy_recipe, monkeypatch):
+def test_too_many_in_a_row_stop_the_run(toy_corpus, tmp_path, monkeypatch):
     poison(monkeypatch, {2, 3, 4, 5})
     sentence = r"3 updates in a row, up to step 5, were not finite .* The last checkpoint is .*checkpoint-4\."
     with pytest.raises(TrainingStopped, match=sentence):
-        pretrain(toy_recipe(max_skipped_in_a_row=2), toy_corpus, tmp_path / "run")
+        pretrain(toy(max_skipped_in_a_row=2), toy_corpus, tmp_path / "run")
 
 
-def test_fp16_halves_its_scale_on_overflow_and_goes_on(toy_corpus, tmp_path, toy_recipe, monkeypatch):
-    monkeypatch.setattr(loop, "_FIRST_LOSS_SCALE", 2.0**30)
-    output = pretrain(toy_recipe(precision="fp16", max_steps=40, save_every=40), toy_corpus, tmp_path / "run")
-    state = json.loads((checkpoints(output)[-1] / "trainer_state.json").read_text())
+def test_fp16_halves_its_scale_on_overflow_and_goes_on(toy_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(starting, "_FIRST_LOSS_SCALE", 2.0**30)
+    output = pretrain(toy(precision="fp16", max_steps=40, save_every=40), toy_corpus, tmp_path / "run")
+    state = state_of(checkpoints(output)[-1])
     assert 0 < state["skipped"] < 40
     assert state["scaler"]["scale"] == 2.0 ** (30 - state["skipped"])
     assert losses(output)[-1][1] < 100 and losses(output)[-1][2] is not None
 
 
-def test_keep_every_keeps_for_good(toy_corpus, tmp_path, toy_recipe):
-    output = pretrain(toy_recipe(save_every=1, keep_last=1, keep_every=2), toy_corpus, tmp_path / "run")
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_keep_every_keeps_for_good_whatever_save_every_is(save_every, toy_corpus, tmp_path):
+    output = pretrain(toy(save_every=save_every, keep_last=1, keep_every=2), toy_corpus, tmp_path / "run")
     assert [path.name for path in checkpoints(output)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]

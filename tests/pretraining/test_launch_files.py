@@ -6,45 +6,17 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
-
-from music2vec_hf.pretraining.arguments import load_recipe
-from music2vec_hf.pretraining.sharding import sharding_is_asked
 
 LAUNCH = Path(__file__).parents[2] / "examples" / "launch"
 
 
 @pytest.mark.parametrize(
-    ("name", "machines", "processes"), [("one_gpu", 1, 1), ("eight_gpus", 1, 8), ("two_hosts", 2, 16), ("fsdp2", 1, 8)]
+    ("name", "machines", "processes"), [("one_gpu", 1, 1), ("eight_gpus", 1, 8), ("two_hosts", 2, 16)]
 )
 def test_accelerate_reads_it(name, machines, processes):
     config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
     assert (config.num_machines, config.num_processes) == (machines, processes)
     assert config.mixed_precision == "no"
-
-
-def test_the_fsdp_file_asks_for_shards(monkeypatch):
-    arguments = launch_command_parser().parse_args(["--config_file", str(LAUNCH / "fsdp2.yaml"), "program.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    for name, value in prepare_multi_gpu_env(arguments).items():
-        monkeypatch.setenv(name, value)
-    assert sharding_is_asked(load_recipe("crop5s"))
-
-
-@pytest.mark.parametrize(
-    ("version", "changes", "message"),
-    [
-        ("1", {}, "Set `fsdp_version: 2`"),
-        ("2", {"probe_corpus": "x", "probe_label": "y"}, "`probe_corpus` needs"),
-        ("2", {"gradient_compression": "bf16"}, "`gradient_compression` is for whole copies"),
-    ],
-)
-def test_what_shards_cannot_do_is_refused(version, changes, message, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", version)
-    with pytest.raises(ValueError, match=message):
-        sharding_is_asked(load_recipe("crop5s", **changes))
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(75, True), (1, False), (0, False)])

@@ -1,12 +1,7 @@
-"""The loop end to end: it learns, and an interrupted run goes on exactly as if nothing had happened."""
+"""The loop end to end: it learns, does what the recipe says, and leaves a model and its records."""
 
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -14,15 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
+from toy_run import QUIET, losses, read_records, toy
 from transformers import AutoModel
 
 from music2vec_hf import EMATeacher
 from music2vec_hf.corpus.prepare import prepare_corpus
+from music2vec_hf.pretraining import TrainingStopped
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
-from music2vec_hf.pretraining.checkpoints import check_checkpoint, checkpoints
-from music2vec_hf.pretraining.loop import count_micro_steps, pretrain
-from music2vec_hf.pretraining.monitors import TrainingStopped
+from music2vec_hf.pretraining.checkpoints import checkpoints
+from music2vec_hf.pretraining.loop import pretrain
 from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
+from music2vec_hf.pretraining.starting import count_micro_steps
 
 MONITORS = {
     "step", "loss", "masked_share", "target_std", "prediction_std", "feature_std", "target_rank", "position_share",
@@ -31,77 +29,77 @@ MONITORS = {
 }  # fmt: skip
 
 
-def read_records(output):
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_leaves_a_model_its_records_and_the_trackers(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-
-def losses(output):
-    return [(record["step"], record["loss"], record["grad_norm"]) for record in read_records(output)]
-
-
-@pytest.fixture(scope="module")
-def whole_run(toy_corpus, tmp_path_factory):
-    from toy_run import toy
-
-    output = tmp_path_factory.mktemp("whole") / "run"
-    pretrain(toy(), toy_corpus, output)
-    return output
-
-
-def test_a_run_leaves_a_model_and_its_records(whole_run):
     records = read_records(whole_run)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert all(set(record) == MONITORS for record in records)
     assert records[0]["learning_rate"] == pytest.approx(tri_stage_learning_rate(0, 6, 5e-4))
-    model = AutoModel.from_pretrained(whole_run)
-    assert model.config.hidden_size == 16
+    assert AutoModel.from_pretrained(whole_run).config.hidden_size == 16
     assert [path.name for path in checkpoints(whole_run)] == ["checkpoint-4", "checkpoint-6"]
+    (events,) = whole_run.rglob("events.out.tfevents.*")
+    found = EventAccumulator(str(events.parent))
+    found.Reload()
+    for name in MONITORS - {"step"}:
+        scalars = [(event.step, event.value) for event in found.Scalars(name)]
+        assert scalars == [(record["step"], pytest.approx(record[name], rel=1e-5)) for record in records]
 
 
-def test_it_learns(toy_corpus, tmp_path, toy_recipe):
-    recipe = toy_recipe(max_steps=60, learning_rate=3e-3, phase_ratio=[0.1, 0.8, 0.1], save_every=60)
+def test_a_tracker_that_is_not_installed_is_refused(toy_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *args, **kwargs: [])
+    with pytest.raises(ValueError, match=r"`report_to` is trackio, which is not installed: `pip install trackio`"):
+        pretrain(toy(report_to="trackio"), toy_corpus, tmp_path / "run")
+
+
+def test_it_learns(toy_corpus, tmp_path):
+    recipe = toy(max_steps=60, learning_rate=3e-3, phase_ratio=[0.1, 0.8, 0.1], save_every=60)
     records = read_records(pretrain(recipe, toy_corpus, tmp_path / "run"))
     first, last = (sum(r["loss"] for r in part) / 10 for part in (records[:10], records[-10:]))
     assert last < 0.8 * first
 
 
-def test_a_resumed_run_repeats_the_losses_bit_for_bit(whole_run, toy_corpus, tmp_path, toy_recipe):
-    shutil.copytree(whole_run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
-    (tmp_path / "run" / "checkpoint-6.unfinished").mkdir()  # as a kill in the middle of writing leaves it
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "lo')
-    pretrain(toy_recipe(num_workers=1), toy_corpus, tmp_path / "run", resume=True)
-    assert losses(tmp_path / "run") == losses(whole_run)
-    ours, theirs = AutoModel.from_pretrained(tmp_path / "run"), AutoModel.from_pretrained(whole_run)
-    for name, tensor in theirs.state_dict().items():
-        assert ours.state_dict()[name].equal(tensor)
-
-
-def test_kill_9_and_resume(whole_run, toy_corpus, tmp_path):
-    command = [sys.executable, "-m", "toy_run", str(toy_corpus), str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
-    assert losses(tmp_path / "run") == losses(whole_run)
-
-
-def test_micro_batches_give_the_same_update(whole_run, toy_corpus, tmp_path, toy_recipe):
-    # Dropout is drawn per micro-batch, so it is off here.
-    quiet = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0, "max_steps": 3}
-    one = pretrain(toy_recipe(**quiet), toy_corpus, tmp_path / "one")
-    two = pretrain(toy_recipe(**quiet, max_seconds_per_device=2.0), toy_corpus, tmp_path / "two")
-    for ours, theirs in zip(losses(one), losses(two), strict=True):
+def test_micro_batches_give_the_same_update_and_the_teacher_follows_once(toy_corpus, tmp_path, monkeypatch):
+    steps, update = [], EMATeacher.update
+    monkeypatch.setattr(
+        EMATeacher, "update", lambda self, model, step: steps.append(step) or update(self, model, step)
+    )
+    found = []
+    for seconds in (4.0, 1.0):
+        recipe = toy(**QUIET, max_steps=3, max_seconds_per_device=seconds)
+        found.append(losses(pretrain(recipe, toy_corpus, tmp_path / str(seconds))))
+    for ours, theirs in zip(*found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+    assert steps == [1, 2, 3] * 2
 
 
-def test_clips_that_cannot_be_read_are_counted_in_the_records(toy_corpus, tmp_path, toy_recipe):
+def test_what_the_launcher_says_of_precision_compiling_and_accumulating_changes_nothing(
+    whole_run, toy_corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    output = pretrain(toy(max_grad_norm=0.0), toy_corpus, tmp_path / "run")
+    assert losses(output) == losses(whole_run)
+
+
+@pytest.mark.parametrize("asked", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_asks_for_parts_of_a_model_is_refused(asked, toy_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
+    with pytest.raises(ValueError, match=f"asks for {asked}, but every device trains a whole copy"):
+        pretrain(toy(), toy_corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_front_end_without_gradient_stays_and_the_rest_learns(recomputed, toy_corpus, tmp_path):
+    recipe = toy(feature_grad_mult=0.0, weight_decay=0.1, gradient_checkpointing=recomputed, save_every=1, max_steps=2)
+    output = pretrain(recipe, toy_corpus, tmp_path / "run")
+    first, last = (load_file(path / "model.safetensors") for path in checkpoints(output))
+    same = {name for name in first if first[name].equal(last[name])}
+    assert same == {name for name in first if ".feature_extractor." in name}
+
+
+def test_clips_that_cannot_be_read_are_counted_in_the_records(toy_corpus, tmp_path):
     shutil.copytree(toy_corpus, tmp_path / "damaged")
     (shard,) = (tmp_path / "damaged" / "data").iterdir()
     table = pq.read_table(shard)
@@ -111,60 +109,14 @@ def test_clips_that_cannot_be_read_are_counted_in_the_records(toy_corpus, tmp_pa
     audio = pa.array(clips, table.schema.field("audio").type)
     pq.write_table(table.set_column(0, table.schema.field("audio"), audio), shard)
     # Three steps of four crops are an epoch of the twelve clips.
-    records = read_records(pretrain(toy_recipe(max_steps=3), tmp_path / "damaged", tmp_path / "run"))
+    records = read_records(pretrain(toy(max_steps=3), tmp_path / "damaged", tmp_path / "run"))
     counts = [record.get("failed_clips", 0) for record in records]
     assert counts == sorted(counts) and counts[-1] == 2
 
 
-def test_micro_steps_follow_from_what_a_device_holds(toy_recipe):
-    recipe = toy_recipe(batch_seconds=10.0)
+def test_micro_steps_follow_from_what_a_device_holds():
+    recipe = toy(batch_seconds=10.0)
     assert [count_micro_steps(recipe, processes, 3.0) for processes in (1, 2, 3, 10)] == [4, 2, 2, 1]
-
-
-def test_an_output_with_a_run_needs_resume(whole_run, toy_corpus, toy_recipe):
-    with pytest.raises(ValueError, match=r"holds a run up to checkpoint-6. Add `--resume`"):
-        pretrain(toy_recipe(), toy_corpus, whole_run)
-
-
-def test_a_checkpoint_of_another_recipe_is_refused(whole_run, toy_corpus, tmp_path, toy_recipe):
-    shutil.copytree(whole_run, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"`learning_rate` 0.0005 there and 0.001 here"):
-        pretrain(toy_recipe(learning_rate=1e-3), toy_corpus, tmp_path / "run", resume=True)
-
-
-def test_a_checkpoint_from_before_a_key_goes_on_with_its_default(whole_run, tmp_path, toy_recipe):
-    shutil.copytree(whole_run, tmp_path / "run")
-    for checkpoint in checkpoints(tmp_path / "run"):
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-        del state["recipe"]["crops_per_clip"]
-        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-        check_checkpoint(checkpoint, toy_recipe())
-        with pytest.raises(ValueError, match="`crops_per_clip` 1 there and 2 here"):
-            check_checkpoint(checkpoint, toy_recipe(crops_per_clip=2))
-
-
-def test_collapse_stops_the_run(toy_corpus, tmp_path, toy_recipe):
-    recipe = toy_recipe(collapse_after_steps=2, min_target_std=50.0)
-    sentence = r"`target_std` is .* at step 3, below `min_target_std` 50.0: .* The last checkpoint is .*checkpoint-2\."
-    with pytest.raises(TrainingStopped, match=sentence):
-        pretrain(recipe, toy_corpus, tmp_path / "run")
-    assert checkpoints(tmp_path / "run")
-
-
-def test_a_full_disk_keeps_the_previous_checkpoint(whole_run, toy_corpus, tmp_path, toy_recipe, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    output = tmp_path / "run"
-    shutil.copytree(whole_run, output)
-    shutil.rmtree(output / "checkpoint-6")
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(
-        OSError, match=r"No space left .* the last whole checkpoint is .*checkpoint-4\. Free some space"
-    ):
-        pretrain(toy_recipe(), toy_corpus, output, resume=True)
-    assert [path.name for path in checkpoints(output)] == ["checkpoint-4"]
-    assert not (output / "checkpoint-6.unfinished").exists()
 
 
 def test_an_optimiser_state_survives_its_checkpoint():
@@ -183,33 +135,6 @@ def test_a_schedule_that_cannot_be_is_refused(bad):
         tri_stage_learning_rate(0, peak=1.0, **bad)
 
 
-def test_the_teacher_follows_once_per_step(toy_corpus, tmp_path, toy_recipe, monkeypatch):
-    steps, update = [], EMATeacher.update
-
-    def counted(self, model, step):
-        steps.append(step)
-        return update(self, model, step)
-
-    monkeypatch.setattr(EMATeacher, "update", counted)
-    pretrain(toy_recipe(max_steps=3, max_seconds_per_device=1.0), toy_corpus, tmp_path / "run")
-    assert steps == [1, 2, 3]
-
-
-def test_a_stream_trains_and_resumes_exactly(toy_corpus, tmp_path, toy_recipe):
-    streamed = {"streaming": True, "buffer_size": 4}
-    whole = pretrain(toy_recipe(**streamed), toy_corpus, tmp_path / "whole")
-    part = tmp_path / "part"
-    shutil.copytree(whole, part)
-    shutil.rmtree(part / "checkpoint-6")
-    pretrain(toy_recipe(**streamed, num_workers=2), toy_corpus, part, resume=True)
-    assert losses(part) == losses(whole)
-
-
-def test_a_folder_of_audio_needs_no_preparation(toy_corpus, tmp_path, toy_recipe):
-    output = pretrain(toy_recipe(max_steps=2), toy_corpus.parent / "audio", tmp_path / "run")
-    assert [record["step"] for record in read_records(output)] == [1, 2]
-
-
 @pytest.fixture(scope="module")
 def long_corpus(tmp_path_factory):
     """Three clips of 31 s: long enough for every recipe's crops."""
@@ -224,23 +149,30 @@ def long_corpus(tmp_path_factory):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_trains_at_toy_width(name, long_corpus, tmp_path):
-    layers = load_recipe(name).num_hidden_layers
-    crop_seconds = load_recipe(name).crop_seconds
+    layers, crop_seconds = load_recipe(name).num_hidden_layers, load_recipe(name).crop_seconds
     toy_width = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [8] * 7}
-    small = {"batch_seconds": 2 * crop_seconds, "max_steps": 3, "log_every": 1, "num_workers": 0, "precision": "fp32"}
+    small = {"batch_seconds": 2 * crop_seconds, "max_steps": 2, "log_every": 1, "num_workers": 0, "precision": "fp32"}
     recipe = load_recipe(name, **toy_width, **small, num_conv_pos_embedding_groups=4)
     records = read_records(pretrain(recipe, long_corpus, tmp_path / "run"))
-    assert [record["step"] for record in records] == [1, 2, 3]
+    assert [record["step"] for record in records] == [1, 2]
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)
     assert AutoModel.from_pretrained(tmp_path / "run").config.num_hidden_layers == layers
 
 
-def test_a_silent_corpus_ends_in_the_collapse_guard(tmp_path, toy_recipe):
-    """Its targets vary with the position alone: padding marks the edges. The reference's own rule sees nothing."""
+def test_a_folder_without_preparation_and_a_silent_one_that_ends_in_the_collapse_guard(tmp_path):
+    """Targets of silence vary with the position alone: padding marks the edges. The reference's rule sees nothing."""
     (tmp_path / "silence").mkdir()
     for index in range(4):
         soundfile.write(tmp_path / "silence" / f"{index}.wav", np.zeros(32_000), 16_000)
     with pytest.raises(TrainingStopped, match=r"`feature_std` is 0.00.* the front end has collapsed"):
-        pretrain(toy_recipe(collapse_after_steps=2), tmp_path / "silence", tmp_path / "run")
+        pretrain(toy(collapse_after_steps=2), tmp_path / "silence", tmp_path / "run")
     last = read_records(tmp_path / "run")[-1]
     assert last["target_std"] > 0.1 and last["position_share"] > 0.99
+
+
+def test_collapse_stops_the_run_and_names_the_last_checkpoint(toy_corpus, tmp_path):
+    recipe = toy(collapse_after_steps=2, min_target_std=50.0)
+    sentence = r"`target_std` is .* at step 3, below `min_target_std` 50.0: .* The last checkpoint is .*checkpoint-2\."
+    with pytest.raises(TrainingStopped, match=sentence):
+        pretrain(recipe, toy_corpus, tmp_path / "run")
+    assert os.listdir(tmp_path / "run" / "checkpoint-2")

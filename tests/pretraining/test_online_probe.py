@@ -1,9 +1,9 @@
 """The online probe: it hears labelled clips, leaves the run as it was, and refuses what it cannot score."""
 
 import csv
-import json
 
 import pytest
+from toy_run import read_records, toy
 
 from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.pretraining.loop import pretrain
@@ -22,25 +22,20 @@ def labelled_corpus(toy_corpus, tmp_path_factory):
     return folder / "corpus"
 
 
-def records_of(output):
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_it_probes_and_changes_nothing(labelled_corpus, toy_corpus, tmp_path, toy_recipe):
-    plain = records_of(pretrain(toy_recipe(), toy_corpus, tmp_path / "plain"))
-    recipe = toy_recipe(probe_corpus=str(labelled_corpus), probe_label="register", probe_every=3)
-    records = records_of(pretrain(recipe, toy_corpus, tmp_path / "probed"))
+def test_it_probes_and_changes_nothing(labelled_corpus, whole_run, toy_corpus, tmp_path):
+    recipe = toy(probe_corpus=str(labelled_corpus), probe_label="register", probe_every=3)
+    records = read_records(pretrain(recipe, toy_corpus, tmp_path / "probed"))
     probed = [record for record in records if "probe_knn" in record]
     assert [record["step"] for record in probed] == [3, 6]
     assert all(set(record) == {"step", "probe_knn", "probe_linear", "probe_chance"} for record in probed)
     assert all(0 <= record["probe_linear"] <= 1 for record in probed)
-    losses = [record["loss"] for record in records if "loss" in record]
-    assert losses == [record["loss"] for record in plain]
+    ours = [record["loss"] for record in records if "loss" in record]
+    assert ours == [record["loss"] for record in read_records(whole_run)]
 
 
 @pytest.mark.parametrize(
     ("label", "sentence"), [("genre", "has no column `genre`.*register"), ("constant", "has 1 distinct values")]
 )
-def test_labels_that_cannot_be_probed_are_refused(label, sentence, labelled_corpus, toy_corpus, tmp_path, toy_recipe):
+def test_labels_that_cannot_be_probed_are_refused(label, sentence, labelled_corpus, toy_corpus, tmp_path):
     with pytest.raises(ValueError, match=sentence):
-        pretrain(toy_recipe(probe_corpus=str(labelled_corpus), probe_label=label), toy_corpus, tmp_path / "run")
+        pretrain(toy(probe_corpus=str(labelled_corpus), probe_label=label), toy_corpus, tmp_path / "run")

@@ -3,37 +3,35 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toy_run import toy
 from transformers import Data2VecAudioModel
 
 from music2vec_hf import EMATeacher, Music2VecForPreTraining
 from music2vec_hf.hub.conversion import export_data2vec_audio
-from music2vec_hf.pretraining.fitting import largest_pass
 from music2vec_hf.pretraining.loop import pretrain
-from music2vec_hf.pretraining.starting import new_learners
+from music2vec_hf.pretraining.starting import largest_pass, new_learners
 
 
-@pytest.fixture(scope="module")
-def checkpoint(toy_corpus, tmp_path_factory):
-    from toy_run import toy
-
-    return pretrain(toy(), toy_corpus, tmp_path_factory.mktemp("start") / "run") / "checkpoint-6"
+@pytest.fixture
+def checkpoint(whole_run):
+    return whole_run / "checkpoint-6"
 
 
 def same(one, other):
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
-def test_a_checkpoint_gives_student_head_and_teacher(checkpoint, toy_recipe):
-    student, teacher = new_learners(toy_recipe(init_from=str(checkpoint)))
+def test_a_checkpoint_gives_student_head_and_teacher(checkpoint):
+    student, teacher = new_learners(toy(init_from=str(checkpoint)))
     assert same(student.state_dict(), load_file(checkpoint / "model.safetensors"))
     assert same(teacher.state_dict(), load_file(checkpoint / "teacher.safetensors"))
     assert not same(teacher.state_dict(), EMATeacher(student).state_dict())
 
 
-def test_plain_data2vec_gives_the_encoder_and_a_new_head(checkpoint, toy_recipe, tmp_path):
+def test_plain_data2vec_gives_the_encoder_and_a_new_head(checkpoint, tmp_path):
     plain = export_data2vec_audio(checkpoint, tmp_path / "plain")
     torch.manual_seed(0)
-    student, teacher = new_learners(toy_recipe(init_from=str(plain)))
+    student, teacher = new_learners(toy(init_from=str(plain)))
     theirs = Data2VecAudioModel.from_pretrained(plain).state_dict()
     ours = student.data2vec_audio.state_dict()
     assert all(ours[name].equal(tensor) for name, tensor in theirs.items())
@@ -41,20 +39,28 @@ def test_plain_data2vec_gives_the_encoder_and_a_new_head(checkpoint, toy_recipe,
     assert student.final_proj.weight.std() > 0.05
 
 
-def test_a_run_from_a_model_begins_where_it_ended(checkpoint, toy_corpus, toy_recipe, tmp_path):
-    recipe = toy_recipe(init_from=str(checkpoint), max_steps=1, learning_rate=0.0, weight_decay=0.0)
+def test_a_run_from_a_model_begins_where_it_ended(checkpoint, toy_corpus, tmp_path):
+    recipe = toy(init_from=str(checkpoint), max_steps=1, learning_rate=0.0, weight_decay=0.0)
     output = pretrain(recipe, toy_corpus, tmp_path / "run")
     assert same(load_file(output / "model.safetensors"), load_file(checkpoint / "model.safetensors"))
 
 
-def test_another_shape_is_refused(checkpoint, toy_recipe):
+def test_what_no_recipe_sets_comes_from_the_model(checkpoint, tmp_path):
+    model = Music2VecForPreTraining.from_pretrained(checkpoint)
+    model.config.hidden_act = "relu"
+    model.save_pretrained(tmp_path / "other")
+    student, _ = new_learners(toy(init_from=str(tmp_path / "other"), hidden_dropout=0.3))
+    assert (student.config.hidden_act, student.config.hidden_dropout) == ("relu", 0.3)
+
+
+def test_another_shape_is_refused(checkpoint):
     with pytest.raises(ValueError, match=r"has another shape .*`hidden_size` 16 there and 32 here"):
-        new_learners(toy_recipe(init_from=str(checkpoint), hidden_size=32))
+        new_learners(toy(init_from=str(checkpoint), hidden_size=32))
 
 
 @pytest.mark.parametrize("holds", [1, 3, 8])
-def test_the_largest_pass_is_found_by_trying(holds, toy_recipe, monkeypatch):
-    recipe = toy_recipe()
+def test_the_largest_pass_is_found_by_trying(holds, monkeypatch):
+    recipe = toy()
     student = Music2VecForPreTraining(recipe.model_config())
     teacher, forward = EMATeacher(student), student.forward
 
@@ -70,20 +76,20 @@ def test_the_largest_pass_is_found_by_trying(holds, toy_recipe, monkeypatch):
     assert torch.get_rng_state().equal(state)
 
 
-def test_not_even_one_crop(toy_recipe, monkeypatch):
-    student = Music2VecForPreTraining(toy_recipe().model_config())
+def test_not_even_one_crop(monkeypatch):
+    student = Music2VecForPreTraining(toy().model_config())
 
     def none(*rest):
         raise RuntimeError("CUDA out of memory.")
 
     monkeypatch.setattr(student, "forward", none)
     with pytest.raises(RuntimeError, match="No executable batch size found"):
-        largest_pass(toy_recipe(), torch.device("cpu"), student, None, 4)
+        largest_pass(toy(), torch.device("cpu"), student, None, 4)
 
 
-def test_a_teacher_of_another_layout_is_refused(checkpoint, toy_recipe, tmp_path):
+def test_a_teacher_of_another_layout_is_refused(checkpoint, tmp_path):
     student = Music2VecForPreTraining.from_pretrained(checkpoint)
     student.save_pretrained(tmp_path / "odd")
     save_file({"layers.0.something": torch.ones(1)}, tmp_path / "odd" / "teacher.safetensors")
     with pytest.raises(RuntimeError, match="something"):
-        new_learners(toy_recipe(init_from=str(tmp_path / "odd")))
+        new_learners(toy(init_from=str(tmp_path / "odd")))

@@ -1,7 +1,12 @@
-"""The toy recipe; as a program, a run of it that a test can kill: `python -m toy_run CORPUS OUTPUT`."""
+"""The toy recipe and what its runs leave; and runs in processes of their own, which a test can kill."""
 
+import json
+import multiprocessing
+import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
+from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
 from music2vec_hf.pretraining.loop import pretrain
 
@@ -22,6 +27,8 @@ TOY = {
     "num_workers": 0,
     "precision": "fp32",
 }
+# Dropout is drawn per micro-batch and process: without it losses do not depend on how a batch is cut.
+QUIET = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
 
 
 def toy(**changes) -> Recipe:
@@ -29,5 +36,45 @@ def toy(**changes) -> Recipe:
     return load_recipe("crop5s", **{**TOY, **changes})
 
 
+def read_records(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output):
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in read_records(output)]
+
+
+# Torch is imported once, by a process that then forks the others.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["music2vec_hf.pretraining.loop"])
+
+
+def start(corpus, output, changes=None, **variables):
+    """A process that starts, or goes on with, a run; `variables` are added to its environment."""
+    process = _PROCESSES.Process(target=run, args=(str(corpus), str(output), changes or {}, variables))
+    process.start()
+    return process
+
+
+def run(corpus, output, changes, variables):
+    """What the process does; it ends as the command does. Its words are in OUTPUT.<rank>.log."""
+    os.environ.update(variables)
+    with open(f"{output}.{variables.get('RANK', 0)}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            pretrain(toy(**changes), corpus, output, resume=True)
+        except TrainingInterrupted:
+            sys.exit(REQUEUE_EXIT_CODE)
+
+
+def end_with(processes, exit_code):
+    """Wait for the processes, and check that each ended with `exit_code`."""
+    for process in processes:
+        process.join(timeout=240)
+    ended = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert ended == [exit_code] * len(processes)
+
+
 if __name__ == "__main__":
-    pretrain(toy(), sys.argv[1], sys.argv[2], resume=True)
+    run(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), {})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTrainingOutput, channel_std
-from music2vec_hf.pretraining.moments import FrameMoments, effective_rank, position_share
+from music2vec_hf.pretraining.monitors import FrameMoments, effective_rank, position_share
 
 CLIPS, FRAMES, CHANNELS = 12, 20, 6
 
