@@ -151,10 +151,10 @@ def long_corpus(tmp_path_factory):
 def test_every_recipe_trains_at_toy_width(name, long_corpus, tmp_path):
     layers, crop_seconds = load_recipe(name).num_hidden_layers, load_recipe(name).crop_seconds
     toy_width = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [8] * 7}
-    small = {"batch_seconds": 2 * crop_seconds, "max_steps": 2, "log_every": 1, "num_workers": 0, "precision": "fp32"}
+    small = {"batch_seconds": crop_seconds, "max_steps": 1, "log_every": 1, "num_workers": 0, "precision": "fp32"}
     recipe = load_recipe(name, **toy_width, **small, num_conv_pos_embedding_groups=4)
     records = read_records(pretrain(recipe, long_corpus, tmp_path / "run"))
-    assert [record["step"] for record in records] == [1, 2]
+    assert [record["step"] for record in records] == [1]
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)
     assert AutoModel.from_pretrained(tmp_path / "run").config.num_hidden_layers == layers
 
