@@ -13,21 +13,16 @@ from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, Tra
 
 _VERBS: list[tuple[Callable, tuple[Callable, ...]]] = []
 _DEVICES = ("auto", "cpu", "cuda", "mps")  # those of music2vec_hf.features.encoders, which imports torch
-_WITH_MORE = ("pretrain", "finetune")  # verbs that take any `--key value`, as `more`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; a user's mistake ends it with one sentence on stderr and exit code 1.
-
-    Returns:
-        `int`: exit code: 0; 1 for a mistake; 75 when a signal asked pretraining to stop and it has saved itself; 130
-            after Ctrl-C. argparse itself exits with 2.
-    """
+    """Run one verb. Returns the exit code: 0; 1 for a mistake, which one sentence on stderr explains; 75 when a signal
+    asked pretraining to stop and it has saved itself; 130 after Ctrl-C. argparse itself exits with 2."""
     parser = build_parser()
     args, more = parser.parse_known_args(argv)
     values = dict(vars(args))
     verb = values.pop("verb")
-    if verb.__name__ in _WITH_MORE:
+    if verb in (pretrain, finetune):
         values["more"] = more
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
