@@ -2,16 +2,20 @@
 given, and our own computation of the front end."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import Data2VecAudioModel, Data2VecAudioPreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import Wav2Vec2BaseModelOutput
 from transformers.models.data2vec.modeling_data2vec_audio import (
     Data2VecAudioEncoder,
     Data2VecAudioFeatureProjection,
     Data2VecAudioPositionalConvLayer,
 )
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_music2vec import Music2VecConfig
 from .frontend_music2vec import Music2VecFeatureEncoder
@@ -25,8 +29,10 @@ class Music2VecPreTrainedModel(Data2VecAudioPreTrainedModel):
 
     def _initialize_weights(self, module, is_custom_code: bool = False):
         # transformers takes classes outside its own package for custom code and then skips every module that owns no
-        # parameters itself, and with it the projection's and the positional convolution's initialisation.
-        super()._initialize_weights(module, is_custom_code=False)
+        # parameters itself, and with it the initialisation of these two, which set those of their children.
+        if isinstance(module, (Data2VecAudioFeatureProjection, Data2VecAudioPositionalConvLayer)):
+            is_custom_code &= all(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters())
+        super()._initialize_weights(module, is_custom_code)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -42,6 +48,25 @@ def uniform_by_fan_in(module: nn.Conv1d | nn.Linear) -> None:
     bound = 1.0 / math.sqrt(module.weight[0].numel())
     init.uniform_(module.weight, a=-bound, b=bound)
     init.uniform_(module.bias, a=-bound, b=bound)
+
+
+class Music2VecFeatureProjection(Data2VecAudioFeatureProjection):
+    """Front-end features `[B, T, C_conv]` -> the encoder's width, with LayerNorm before and dropout after."""
+
+    def forward(self, features: torch.Tensor, views: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the parent's. With `views` the result `[B * views, T, C]`, each view with a dropout of its own, and what
+        the teacher reads: the projection `[B, T, C]` before dropout."""
+        if views is None:
+            return super().forward(features)
+        projected = self.projection(self.layer_norm(features))
+        return self.dropout(projected if views == 1 else projected.repeat_interleave(views, 0)), projected
+
+
+@dataclass
+class Music2VecModelOutput(Wav2Vec2BaseModelOutput):
+    """transformers' output of an encoder and, on request, `projected_features` `[B, T, C]`: what the teacher reads."""
+
+    projected_features: torch.Tensor | None = None
 
 
 class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
@@ -63,11 +88,54 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
         if config.add_adapter:
             raise ValueError("`add_adapter` is True. Music2Vec has no adapter: use False.")
         self.feature_extractor = Music2VecFeatureEncoder(config)
-        self.feature_projection = Data2VecAudioFeatureProjection(config)
+        self.feature_projection = Music2VecFeatureProjection(config)
         self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = Data2VecAudioEncoder(config)
         self.adapter = None
         self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        output_projected_features: bool = False,
+        feature_grad_mult: float = 1.0,
+        **kwargs,
+    ) -> Music2VecModelOutput:
+        """Encode clips.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, N)`): normalised waveform at 16 kHz.
+            attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 at samples that are not padding.
+            mask_time_indices (`torch.BoolTensor` of shape `(B, T)`, *optional*): frames to hide. With
+                `output_projected_features` also `(B, V, T)`: `V` views of a crop, `B * V` rows of the output.
+            output_projected_features (`bool`): return `projected_features` in place of `extract_features`.
+            feature_grad_mult (`float`): factor of the gradient that reaches the front end.
+
+        Returns:
+            [`Music2VecModelOutput`]
+        """
+        features = _scale_gradient(self.feature_extractor(input_values).transpose(1, 2), feature_grad_mult)
+        frame_mask = None
+        if attention_mask is not None:
+            frame_mask = self._get_feature_vector_attention_mask(features.shape[1], attention_mask)
+        views = None
+        if output_projected_features:
+            views = 1
+            if mask_time_indices is not None and mask_time_indices.ndim == 3:
+                views = mask_time_indices.shape[1]
+                mask_time_indices = mask_time_indices.flatten(0, 1)
+                frame_mask = None if frame_mask is None else frame_mask.repeat_interleave(views, 0)
+        hidden_states, normalised_or_projected = self.feature_projection(features, views)
+        hidden_states = self._mask_hidden_states(hidden_states, mask_time_indices)
+        if frame_mask is not None:  # the encoder does so in place
+            hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
+        hidden_states = self.encoder(hidden_states, attention_mask=frame_mask, **kwargs).last_hidden_state
+        name = "extract_features" if views is None else "projected_features"
+        return Music2VecModelOutput(last_hidden_state=hidden_states, **{name: normalised_or_projected})
 
     def _mask_hidden_states(self, hidden_states, mask_time_indices=None, attention_mask=None):
         if mask_time_indices is None:
@@ -80,6 +148,12 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
         # Not in place: the teacher reads the unmasked features.
         masked = self.masked_spec_embed.to(hidden_states.dtype)
         return torch.where(mask_time_indices.bool()[..., None], masked, hidden_states)
+
+
+def _scale_gradient(features: torch.Tensor, factor: float) -> torch.Tensor:
+    if factor == 1:
+        return features
+    return features.detach() if factor == 0 else features * factor + features.detach() * (1 - factor)
 
 
 __all__ = ["Music2VecModel", "Music2VecPreTrainedModel", "uniform_by_fan_in"]

@@ -1,18 +1,28 @@
-"""The convolutional front end, computed channels-last: several times faster on a CPU than transformers' layers and
-equal to them within rounding. Parameters and their names are transformers'.
+"""The convolutional front end: transformers' layers, computed channels-last, several times faster on a CPU and equal
+to them within rounding.
 
 The clips of a batch lie one behind the other as a single sequence, each padded to a whole number of frames. So every
 layer is a few matrix products over views of it, and nothing is copied. The frames in which a clip would meet the next
-one belong to no clip, and are cut off at the end."""
+one belong to no clip, and are cut off at the end.
+
+This reads weights past their modules. So it is done only where nobody can tell: on layers as they were built, without
+hooks, wrappers, parametrisations or weights elsewhere, and outside of tracing, export and function transforms.
+Everywhere else the layers are called as transformers calls them.
+"""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as module_internals
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioConvLayer, Data2VecAudioFeatureEncoder
 
 from .configuration_music2vec import Music2VecConfig
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _StridedConvolution(torch.autograd.Function):
@@ -37,6 +47,12 @@ class _StridedConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         frames, taps = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients are asked for: by operations that have them
+            needed = [tensor for tensor, asked in zip((frames, taps), ctx.needs_input_grad, strict=False) if asked]
+            blocks = (used @ weight for used, weight in _products(frames, taps, ctx.stride))
+            result = sum(F.pad(block, (0, 0, 0, len(gradient) - len(block))) for block in blocks)
+            found = iter(torch.autograd.grad(result, needed, gradient, create_graph=True))
+            return *(next(found) if asked else None for asked in ctx.needs_input_grad[:2]), None
         by_frames, by_taps = frames.new_empty(frames.shape), taps.new_empty(taps.shape)
         if len(taps) < ctx.stride:
             by_frames.zero_()  # some frames are left out
@@ -62,34 +78,30 @@ def _products(frames: torch.Tensor, taps: torch.Tensor, stride: int):
         yield blocks[later:, position * channels : (position + 1) * channels], taps[tap]
 
 
-class Music2VecConvLayer(Data2VecAudioConvLayer):
-    """One convolution of the front end, LayerNorm and GELU, on a sequence `[R, C]` instead of a batch `[B, C, T]`."""
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        taps = self.conv.weight.permute(2, 1, 0).contiguous()  # [kernel, C_in, C_out]
-        if self.in_conv_dim == 1:
-            frames = F.pad(frames.squeeze(-1), (0, kernel - stride)).unfold(0, kernel, stride) @ taps.squeeze(1)
-        else:
-            if torch.is_autocast_enabled(frames.device.type):
-                dtype = torch.get_autocast_dtype(frames.device.type)
-                frames, taps = frames.to(dtype), taps.to(dtype)
-            frames = _StridedConvolution.apply(frames, taps, stride)
-        if self.conv.bias is not None:
-            frames = frames + self.conv.bias
-        return self.activation(self.layer_norm(frames))
+def _fast_layer(layer: Data2VecAudioConvLayer, frames: torch.Tensor) -> torch.Tensor:
+    """What `layer` does, on a sequence `[R, C]` instead of a batch `[B, C, T]`."""
+    conv = layer.conv
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    taps = conv.weight.permute(2, 1, 0).contiguous()  # [kernel, C_in, C_out]
+    if conv.in_channels == 1:
+        frames = F.pad(frames.squeeze(-1), (0, kernel - stride)).unfold(0, kernel, stride) @ taps.squeeze(1)
+    else:
+        if torch.is_autocast_enabled(frames.device.type):
+            dtype = torch.get_autocast_dtype(frames.device.type)
+            frames, taps = frames.to(dtype), taps.to(dtype)
+        frames = _StridedConvolution.apply(frames, taps, stride)
+    if conv.bias is not None:
+        frames = frames + conv.bias
+    return layer.activation(layer.layer_norm(frames))
 
 
 class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
     """The convolutional front end: waveform `[B, N]` -> raw features `[B, C_conv, T]` (a view of `[B, T, C_conv]`)."""
 
     def __init__(self, config: Music2VecConfig):
-        nn.Module.__init__(self)  # the parent's constructor would build transformers' layers first
-        self.conv_layers = nn.ModuleList(Music2VecConvLayer(config, i) for i in range(config.num_feat_extract_layers))
-        self.receptive_field, self.num_frames = config.receptive_field, config.num_frames
-        self.hop = math.prod(config.conv_stride)
-        self.gradient_checkpointing = False
-        self._requires_grad = True
+        super().__init__(config)
+        self.receptive_field = config.receptive_field
+        self._built = self._structure()
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         if input_values.ndim != 2 or input_values.shape[1] < self.receptive_field:
@@ -97,14 +109,59 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
                 f"`input_values` has shape {tuple(input_values.shape)}. Give `(batch_size, num_samples)` with at "
                 f"least {self.receptive_field} samples a row: a shorter clip does not fill one frame."
             )
-        num_clips, num_samples = input_values.shape
-        frames = F.pad(input_values, (0, -num_samples % self.hop)).reshape(-1, 1)
-        if self.gradient_checkpointing and self._requires_grad and self.training:
-            frames = frames.detach().requires_grad_()
-        for conv_layer in self.conv_layers:
-            frames = conv_layer(frames)
-        frames = frames.unflatten(0, (num_clips, -1))[:, : self.num_frames(num_samples)]
-        return frames.transpose(1, 2)
+        if not (_is_plain_call(input_values) and self._is_as_built()):
+            hidden_states = self._with_gradient(input_values[:, None])
+            for conv_layer in self.conv_layers:
+                hidden_states = conv_layer(hidden_states)
+            return hidden_states
+
+        num_clips, num_frames = input_values.shape
+        hop = math.prod([layer.conv.stride[0] for layer in self.conv_layers])
+        frames = self._with_gradient(F.pad(input_values, (0, -num_frames % hop)).reshape(-1, 1))
+        for layer in self.conv_layers:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                frames = self._gradient_checkpointing_func(partial(_fast_layer, layer), frames)
+            else:
+                frames = _fast_layer(layer, frames)
+            num_frames = (num_frames - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+        return frames.unflatten(0, (num_clips, -1))[:, :num_frames].transpose(1, 2)
+
+    def _with_gradient(self, frames: torch.Tensor) -> torch.Tensor:
+        """What enters the first layer: reentrant checkpointing trains only where its input requires a gradient."""
+        if self.gradient_checkpointing and self.training and self._requires_grad and not frames.requires_grad:
+            return frames.detach().requires_grad_()
+        return frames
+
+    def _structure(self) -> list:
+        """What shows that a module was replaced or wrapped, or that a convolution was set otherwise."""
+        settings = ("stride", "padding", "dilation", "groups")
+        return [
+            (type(module), *(getattr(module, name, None) for name in settings))
+            for module in self.conv_layers.modules()
+        ]
+
+    @torch.compiler.assume_constant_result
+    def _is_as_built(self) -> bool:
+        """Whether nothing but the layers themselves takes part: no hook, no wrapper, no weight that is elsewhere."""
+        if self._structure() != self._built or module_internals._has_any_global_hook():
+            return False
+        for module in self.conv_layers.modules():
+            if "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS):
+                return False
+            if not {type(parameter) for parameter in module._parameters.values()} <= {nn.Parameter, type(None)}:
+                return False
+        return True
+
+
+def _is_plain_call(input_values: torch.Tensor) -> bool:
+    """Whether this is ordinary computation: no tracing, export, function transform or forward-mode gradient."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._are_functorch_transforms_active() or type(input_values) is not torch.Tensor:
+        return False
+    return forward_ad.unpack_dual(input_values).tangent is None
 
 
 __all__ = ["Music2VecFeatureEncoder"]

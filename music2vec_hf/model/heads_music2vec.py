@@ -87,6 +87,7 @@ class Music2VecHead(Music2VecPreTrainedModel):
             input_values,
             attention_mask=attention_mask,
             output_hidden_states=needs_all or output_hidden_states,
+            return_dict=True,
             **kwargs,
         )
         states = output.hidden_states

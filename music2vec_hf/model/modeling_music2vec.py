@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_music2vec import Music2VecConfig
 from .encoder_music2vec import Music2VecModel, Music2VecPreTrainedModel, uniform_by_fan_in
@@ -50,14 +50,16 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         self.data2vec_audio = Music2VecModel(config)
         self.final_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.post_init()
+        if config.feature_grad_mult == 0:  # under DDP a weight that waits for a gradient must get one
+            self.data2vec_audio.freeze_feature_encoder()
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if module is self:
-            uniform_by_fan_in(self.final_proj)  # the reference's
+        if module is self.final_proj:
+            uniform_by_fan_in(module)  # the reference's
 
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.Tensor,
@@ -82,35 +84,35 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         Raises:
             ValueError: for a teacher without a mask, a mask without a masked frame, or a mask of the wrong shape.
         """
-        encoder = self.data2vec_audio
-        features = encoder.feature_extractor(input_values).transpose(1, 2)  # [B, T, C_conv]
-        features = _scale_gradient(features, self.config.feature_grad_mult)
-        frame_mask = None
-        if attention_mask is not None:
-            frame_mask = self._get_feature_vector_attention_mask(features.shape[1], attention_mask)
-        projection = encoder.feature_projection
-        projected = projection.projection(projection.layer_norm(features))  # [B, T, C]: the teacher's input
-
-        views, student, student_frame_mask = 1, projected, frame_mask
-        if mask_time_indices is not None and mask_time_indices.ndim == 3:
-            views = mask_time_indices.shape[1]
-            mask_time_indices = mask_time_indices.flatten(0, 1)
-            student = projected.repeat_interleave(views, 0)
-            student_frame_mask = None if frame_mask is None else frame_mask.repeat_interleave(views, 0)
-        student = encoder._mask_hidden_states(projection.dropout(student), mask_time_indices)
-        if frame_mask is not None:
-            student = student.masked_fill(~student_frame_mask[..., None], 0.0)  # the encoder does so in place
-        hidden_states = encoder.encoder(student, attention_mask=student_frame_mask).last_hidden_state
-        output = Music2VecForPreTrainingOutput(last_hidden_state=hidden_states, projected_features=projected.detach())
+        if teacher is not None and mask_time_indices is None:
+            raise ValueError("There is a `teacher` but no `mask_time_indices`. Sample a mask for this batch.")
+        encoded = self.data2vec_audio(
+            input_values,
+            attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
+            output_projected_features=True,
+            feature_grad_mult=self.config.feature_grad_mult,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states, projected = encoded.last_hidden_state, encoded.projected_features
+        output = Music2VecForPreTrainingOutput(
+            last_hidden_state=hidden_states,
+            projected_features=projected.detach(),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
         if mask_time_indices is None:
-            if teacher is not None:
-                raise ValueError("There is a `teacher` but no `mask_time_indices`. Sample a mask for this batch.")
             return output
 
-        masked = mask_time_indices.bool()
+        masked = mask_time_indices.bool().flatten(0, -2)  # [B * V, T]
         output.predictions = self.final_proj(hidden_states[masked]).float()
         if teacher is not None:
+            frame_mask = None
+            if attention_mask is not None:
+                frame_mask = self._get_feature_vector_attention_mask(projected.shape[1], attention_mask)
             rows, frames = masked.nonzero(as_tuple=True)
+            views = len(masked) // len(projected)
             output.targets = teacher.targets(projected, frame_mask)[rows // views, frames]
             output.loss = data2vec_loss(
                 output.predictions, output.targets, self.config.loss_beta, self.config.loss_scale
@@ -152,12 +154,6 @@ def data2vec_loss(
 def channel_std(values: torch.Tensor) -> torch.Tensor:
     """Mean over channels of `sqrt(unbiased variance + 1e-6)` of `values [M, C]`: near 0 when they are all alike."""
     return torch.sqrt(values.float().var(dim=0) + 1e-6).mean()
-
-
-def _scale_gradient(features: torch.Tensor, factor: float) -> torch.Tensor:
-    if factor == 1:
-        return features
-    return features.detach() if factor == 0 else features * factor + features.detach() * (1 - factor)
 
 
 __all__ = ["Music2VecForPreTraining", "Music2VecForPreTrainingOutput"]
