@@ -164,3 +164,10 @@ def test_the_readmes_verbs_exist():
     assert used and used <= set(verbs)
     for page in (ROOT / "docs").glob("*.md"):
         assert set(re.findall(r"^(?:\$ )?music2vec ([a-z]+)", page.read_text(), flags=re.M)) <= set(verbs)
+
+
+def test_the_page_of_the_house_names_every_file():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    shown = [path for path in FILES if not path.name.startswith("__") and path.parent.name != "tasks"]
+    # Files of the model wing are named without the end that they share.
+    assert [path for path in shown if path.stem.removesuffix("music2vec") not in page] == []
