@@ -108,6 +108,14 @@ def _register() -> None:
     AutoModelForAudioFrameClassification.register(Music2VecConfig, Music2VecForAudioFrameClassification, exist_ok=True)
     # transformers knows one pipeline class for a task; ours hands models of others to the stock one.
     PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = Music2VecAudioClassificationPipeline
+    Music2VecAudioClassificationPipeline.decode = staticmethod(_decode)
+
+
+def _decode(source, name: str, sampling_rate: int):
+    """How our pipeline reads files: as the rest of the library does."""
+    from music2vec_hf.audio.reading import read_audio
+
+    return read_audio(source, name=name, target_rate=sampling_rate), sampling_rate
 
 
 keep_old_paths()

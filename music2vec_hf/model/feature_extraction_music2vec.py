@@ -1,6 +1,7 @@
 """From any array of audio to the model's input: one channel, 16 kHz, zero mean and unit variance per clip."""
 
 import math
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # The resampling filter: zero crossings on either side, cut-off as a share of the lower rate's half, window's shape.
-# As in the corpus (`data/resampling.py`), so that a file gives the same samples here.
+# As in the corpus (`audio/resampling.py`), so that a file gives the same samples here.
 _ZERO_CROSSINGS, _ROLLOFF, _KAISER_BETA = 96, 0.965, 7.5
 
 
@@ -153,6 +154,7 @@ def _split_clips(audio) -> list:
     if isinstance(audio, (list, tuple)):
         if len(audio) == 0:
             raise ValueError("The audio is empty (an empty list). Give at least one clip.")
+        _refuse_no_samples(audio[0])
         return [np.asarray(audio)] if np.ndim(audio[0]) == 0 else [_to_array(clip) for clip in audio]
     array = _to_array(audio)
     if array.ndim == 2 and min(array.shape) > 2:
@@ -168,8 +170,30 @@ def _split_clips(audio) -> list:
     return [array]
 
 
+def _refuse_no_samples(audio) -> None:
+    """An encoded file would pass for 8-bit samples, and numpy makes arrays of one object of the others."""
+    if isinstance(audio, (str, os.PathLike)):
+        what, how = f"a path ({os.fspath(audio)!r})", "read the file"
+    elif isinstance(audio, dict):
+        what, how = f"a dict with {', '.join(map(repr, audio)) or 'nothing'}", "take its array"
+    elif isinstance(audio, (bytes, bytearray)) or (isinstance(audio, memoryview) and audio.format in "bBc"):
+        what, how = (
+            f"{len(audio)} bytes ({type(audio).__name__})",
+            "decode them, or name their type by `np.frombuffer`",
+        )
+    elif hasattr(audio, "read"):
+        what, how = f"a file ({type(audio).__name__})", "decode it"
+    else:
+        return
+    raise ValueError(
+        f"The audio is {what}, not samples. Give an array, tensor or list of samples: {how}, for example by "
+        "`soundfile.read`, or hand it to the pipeline or `music2vec_hf.embed`, which read files."
+    )
+
+
 def _to_array(clip) -> np.ndarray:
-    if hasattr(clip, "detach"):
+    _refuse_no_samples(clip)
+    if isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
         clip = clip.float() if clip.is_floating_point() else clip  # numpy knows no bfloat16
         return clip.numpy()

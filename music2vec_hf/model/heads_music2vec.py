@@ -1,6 +1,7 @@
 """The encoder with a head on top: one answer for a clip, or one for every frame of it (50 a second)."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -61,19 +62,18 @@ class Music2VecHead(Music2VecPreTrainedModel):
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[..., width]` of frames or pooled clips -> logits `[..., num_labels]`, for regression in the
         labels' own units and in float32: bfloat16 knows 126 and 126.5, but nothing between them."""
-        if self.config.problem_type != "regression" and self.config.target_std is None:
-            return self._linear(features)
-        with _no_autocast(features.device.type):
-            logits = self._linear(features.to(self.feature_mean.dtype)).float()
+        own_units = self.config.problem_type == "regression" or self.config.target_std is not None
+        with _no_autocast(features.device.type) if own_units else nullcontext():
+            features = features.to(self.feature_mean.dtype) if own_units else features
+            features = self.dropout((features - self.feature_mean) / self.feature_std)
+            if self.projector is not None:
+                features = self.dropout(F.relu(self.projector(features)))
+            logits = self.classifier(features)
+        if own_units:
+            logits = _at_least_float32(logits)
         if self.config.target_std is not None:
             logits = logits * logits.new_tensor(self.config.target_std) + logits.new_tensor(self.config.target_mean)
         return logits
-
-    def _linear(self, features: torch.Tensor) -> torch.Tensor:
-        features = self.dropout((features - self.feature_mean) / self.feature_std)
-        if self.projector is not None:
-            features = self.dropout(F.relu(self.projector(features)))
-        return self.classifier(features)
 
     def _frames(self, input_values, attention_mask, output_hidden_states=None, **kwargs):
         """The layer that the head reads `[B, T, width]`, and the encoder's further outputs that were asked for."""
@@ -110,6 +110,13 @@ class Music2VecHead(Music2VecPreTrainedModel):
         return self._get_feature_vector_attention_mask(num_frames, attention_mask)
 
 
+@dataclass
+class Music2VecClassifierOutput(SequenceClassifierOutput):
+    """transformers' output of a classifier and, on request, `pooled_features` `[B, width]`: what the head read."""
+
+    pooled_features: torch.Tensor | None = None
+
+
 class Music2VecForSequenceClassification(Music2VecHead):
     """The encoder with a head for a whole clip, served as `AutoModelForAudioClassification`.
 
@@ -129,11 +136,13 @@ class Music2VecForSequenceClassification(Music2VecHead):
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.Tensor,
+        input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        pooled_features: torch.Tensor | None = None,
+        output_pooled_features: bool = False,
         **kwargs,
-    ) -> SequenceClassifierOutput:
+    ) -> Music2VecClassifierOutput:
         """Classify clips.
 
         Args:
@@ -141,17 +150,23 @@ class Music2VecForSequenceClassification(Music2VecHead):
             attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 at samples that are not padding.
             labels (`torch.Tensor`, *optional*): `(B,)` class indices, `(B, num_labels)` 0/1 for several labels,
                 `(B, num_labels)` values in their own units for regression (`(B,)` where there is one).
+            pooled_features (`torch.Tensor` of shape `(B, width)`, *optional*): in place of `input_values`, for example
+                averaged over a song.
+            output_pooled_features (`bool`): return the pooled features too.
 
         Returns:
-            `SequenceClassifierOutput` with `logits [B, num_labels]` and, with labels, `loss`.
+            [`Music2VecClassifierOutput`] with `logits [B, num_labels]` and, with labels, `loss`.
 
         Raises:
             ValueError: if labels do not fit the problem type.
         """
-        pooled, outputs = self.pool(input_values, attention_mask, **kwargs)
-        logits = self.classify(pooled)
-        loss = None if labels is None else classification_loss(logits, labels, self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits, **outputs)
+        outputs = {}
+        if pooled_features is None:
+            pooled_features, outputs = self.pool(input_values, attention_mask, **kwargs)
+        logits = self.classify(pooled_features)
+        outputs["loss"] = None if labels is None else classification_loss(logits, labels, self.config)
+        outputs["pooled_features"] = pooled_features if output_pooled_features else None
+        return Music2VecClassifierOutput(logits=logits, **outputs)
 
     def pool(
         self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
@@ -238,7 +253,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Musi
         config ([`Music2VecConfig`]): without a `problem_type` integer labels are class indices.
 
     Returns:
-        `torch.Tensor`: scalar.
+        `torch.Tensor`: scalar, float32 (float64 for such logits).
 
     Raises:
         ValueError: if labels do not fit the problem type.
@@ -258,18 +273,22 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Musi
                 "exclusive classes. Give one class index per clip or frame and at least two labels, or set "
                 "`problem_type`."
             )
-        return F.cross_entropy(logits, labels.long())
+        return F.cross_entropy(_at_least_float32(logits), labels.long())
     if labels.ndim == 1 and logits.shape[1] == 1:
         labels = labels[:, None]
     if labels.shape != logits.shape:
         raise ValueError(f"Labels have shape {tuple(labels.shape)}. {problem} takes {tuple(logits.shape)}.")
+    logits = _at_least_float32(logits)
+    labels = labels.to(logits.dtype)
     if problem == "multi_label_classification":
-        labels = labels.to(logits.dtype)
         return F.binary_cross_entropy_with_logits(logits, labels)
-    logits, labels = logits.float(), labels.float()
     scale = logits.new_tensor(config.target_std) if config.target_std is not None else 1.0
     with _no_autocast(logits.device.type):
         return F.mse_loss(logits / scale, labels / scale)
+
+
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 __all__ = [

@@ -1,12 +1,16 @@
 """`pipeline("audio-classification")` for music: any file, bytes, URL or array, any rate and length, without FFmpeg.
 
 Importing `music2vec_hf` puts it behind transformers' task name; models that are not Music2Vec keep the stock pipeline.
-In a repository that carries this file, `config.json` names it under `custom_pipelines` ([`CUSTOM_PIPELINES`]), so that
-`pipeline(..., trust_remote_code=True)` finds it without the package.
+Files are then read by the library's own reader, as by `embed`. In a repository that carries this file, `config.json`
+names it under `custom_pipelines` ([`CUSTOM_PIPELINES`]), so that `pipeline(..., trust_remote_code=True)` finds it
+without the package; files are then read by soundfile alone, which refuses some damaged ones.
 """
 
+import http.client
 import io
 import os
+import re
+import urllib.parse
 import urllib.request
 
 import numpy as np
@@ -29,6 +33,48 @@ _TOP_K = 5
 _FUNCTIONS = {"regression": "none", "multi_label_classification": "sigmoid"}
 
 
+def _load_url(url: str) -> bytes:
+    """What lies behind a URL, which may have spaces, accents and other characters that a request must not hold."""
+
+    def quoted(text: str, safe: str) -> str:
+        return re.sub("%(?![0-9A-Fa-f]{2})", "%25", urllib.parse.quote(text, safe=f"{safe}%!$&'()*+,;=:@~"))
+
+    try:
+        parts = urllib.parse.urlsplit(url)
+        user, at, place = parts.netloc.rpartition("@")
+        if not place.isascii():
+            host, colon, port = place.partition(":")
+            place = f"{host.encode('idna').decode()}{colon}{port}"
+        address = (parts.scheme, f"{user}{at}{place}", quoted(parts.path, "/"), quoted(parts.query, "/?"), "")
+        request = urllib.request.Request(urllib.parse.urlunsplit(address), headers={"User-Agent": "music2vec_hf"})
+        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:
+            return response.read()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise OSError(
+            f"{url} cannot be read ({error or type(error).__name__}). Check the address, or download the file."
+        ) from error
+
+
+def _decode(source: str | bytes, name: str, sampling_rate: int) -> tuple[np.ndarray, int]:
+    """A file or its bytes, of any format that soundfile reads -> mono float32 `[N]` at its own rate, and that rate."""
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ValueError(
+            f"Decoding {name} needs soundfile: pip install soundfile. Or give the samples as an array."
+        ) from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            blocks = file.blocks(blocksize=_BLOCK_SAMPLES, dtype="float32", always_2d=True)
+            parts = [block.mean(1) for block in blocks]  # the average of the channels
+            return np.concatenate(parts) if parts else np.zeros(0, np.float32), file.samplerate
+    except soundfile.SoundFileError as error:
+        raise ValueError(
+            f"{name} cannot be decoded ({error}). soundfile reads wav, flac, ogg, opus, mp3 and aiff: convert the "
+            "file, or give its samples as an array."
+        ) from error
+
+
 class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
     """Tags, genre, key or emotion of songs of any length.
 
@@ -44,6 +90,10 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
     Raises:
         ValueError: for a Music2Vec model without a head for clips.
     """
+
+    # `decode(path or bytes, name, sampling rate wanted)` -> mono float32 `[N]` and its rate. Importing `music2vec_hf`
+    # puts the library's reader here.
+    decode = staticmethod(_decode)
 
     def __new__(cls, model=None, **kwargs):
         if model is not None and model.config.model_type != "music2vec":
@@ -64,9 +114,10 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         """Classify one song, or each of a list, data set or generator of songs.
 
         Args:
-            inputs: a path, an `http(s)://` URL, the bytes of an audio file, an array or tensor (`[num_samples]`, or
-                with its channels on the shorter axis), or a `dict` with `array` or `raw` and `sampling_rate`, or with
-                `bytes` or `path`. soundfile decodes: wav, flac, ogg, opus, mp3, aiff.
+            inputs: a path, an `http(s)://` URL, the bytes of an audio file (`bytes`, `bytearray`, `memoryview`, or a
+                binary file object, which is read from where it stands to its end), an array or tensor
+                (`[num_samples]`, or with its channels on the shorter axis), or a `dict` with `array` or `raw` and
+                `sampling_rate`, or with `bytes` or `path`.
             batch_size (`int`, *optional*): windows of a song that the model hears at once; by default a minute's.
             sampling_rate (`int`, *optional*): of a bare array, in Hz; by default that of the model, 16 kHz.
             window_seconds (`float`, *optional*): in place of `config.window_seconds`.
@@ -136,28 +187,43 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
                     "'sampling_rate', or 'bytes', or 'path'."
                 )
             source = encoded
-        if not isinstance(source, (str, os.PathLike, bytes)):
+        if hasattr(source, "read"):
+            source = source.read()
+            if not isinstance(source, bytes):
+                raise ValueError(f"Reading the file gives {type(source).__name__}, not bytes. Open it in binary mode.")
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            source = bytes(source)
+            name = f"{len(source)} bytes in memory"
+        elif isinstance(source, (str, os.PathLike)):
+            name = source = os.fspath(source)
+            if re.match("https?://", name, re.IGNORECASE):
+                source = _load_url(name)
+            else:
+                with open(name, "rb"):  # an OSError of its own
+                    pass
+        else:
             return self.feature_extractor.to_samples(source, sampling_rate)
-        name = f"{len(source)} bytes in memory" if isinstance(source, bytes) else os.fspath(source)
-        return self.feature_extractor.to_samples(*_decode(_load(source), name))
+        return self.feature_extractor.to_samples(*self.decode(source, name, self.feature_extractor.sampling_rate))
 
     def _forward(self, model_inputs, windows_per_batch=None):
         config, rate = self.model.config, self.feature_extractor.sampling_rate
-        features, num_frames, times = [], [], []
+        logits, features, num_frames, times = [], [], [], []
         for windows in model_inputs["windows"]:
             length = windows.shape[1]
             rows = windows_per_batch or max(1, int(_BATCH_SECONDS * rate / length))
             for batch in windows.to(self.model.dtype).split(rows):
-                features.append(self.model.pool(batch)[0])
+                output = self.model(batch, output_pooled_features=True)
+                logits.append(output.logits.float())
+                features.append(output.pooled_features.float())
             num_frames += [config.num_frames(length)] * len(windows)
             start = times[-1][1] if times else 0.0
             times += [(start + i * length / rate, start + (i + 1) * length / rate) for i in range(len(windows))]
-        features = torch.cat(features)  # [windows, width]
-        logits = self.model.classify(features).float()  # [windows, num_labels]
+        logits, features = torch.cat(logits), torch.cat(features)  # [windows, num_labels], [windows, width]
         weights = torch.tensor(num_frames, device=logits.device, dtype=torch.float32)[:, None]
         weights = weights / weights.sum()
         if config.window_average == "features":
-            average = self.model.classify((weights * features.float()).sum(0).to(features.dtype)).float()
+            average = (weights * features).sum(0, keepdim=True).to(self.model.dtype)
+            average = self.model(pooled_features=average).logits[0].float()
         else:
             average = (weights * logits).sum(0)
         return {"logits": average, "window_logits": logits, "times": times}
@@ -179,38 +245,6 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         windows = zip(model_outputs["times"], model_outputs["window_logits"], strict=True)
         timeline = [{"start": start, "end": end, "labels": labels(logits)} for (start, end), logits in windows]
         return {"labels": answer, "timeline": timeline}
-
-
-def _load(source: str | os.PathLike | bytes) -> bytes:
-    """The bytes themselves, or what lies in the file or behind the URL."""
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        request = urllib.request.Request(source, headers={"User-Agent": "music2vec_hf"})
-        with urllib.request.urlopen(request, timeout=_URL_TIMEOUT_SECONDS) as response:
-            return response.read()
-    with open(source, "rb") as file:
-        return file.read()
-
-
-def _decode(encoded: bytes, name: str) -> tuple[np.ndarray, int]:
-    """An audio file of any format that soundfile reads -> mono float32 `[N]` at its own rate, and that rate."""
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ValueError(
-            f"Decoding {name} needs soundfile: pip install soundfile. Or give the samples as an array."
-        ) from error
-    try:
-        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
-            blocks = file.blocks(blocksize=_BLOCK_SAMPLES, dtype="float32", always_2d=True)
-            parts = [block.mean(1) for block in blocks]  # the average of the channels
-            return np.concatenate(parts) if parts else np.zeros(0, np.float32), file.samplerate
-    except soundfile.SoundFileError as error:
-        raise ValueError(
-            f"{name} cannot be decoded ({error}). soundfile reads wav, flac, ogg, opus, mp3 and aiff: convert the "
-            "file, or give its samples as an array."
-        ) from error
 
 
 __all__ = ["CUSTOM_PIPELINES", "TASK", "Music2VecAudioClassificationPipeline"]

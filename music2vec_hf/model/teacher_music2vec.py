@@ -102,6 +102,8 @@ class EMATeacher:
     def _feed_forward_results(self, hidden_states, frame_mask):
         """Yield the feed-forward result `[B, T, C]` of each of the last `average_top_k_layers` layers."""
         encoder = self.encoder
+        if not torch.is_autocast_enabled(hidden_states.device.type):  # of a student in half or double precision
+            hidden_states = hidden_states.to(encoder.layer_norm.weight.dtype)
         if frame_mask is not None:
             hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
         attention_mask = create_bidirectional_mask(

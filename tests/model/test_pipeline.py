@@ -249,10 +249,10 @@ def test_models_of_others_keep_the_stock_pipeline(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     "source, settings, sentence",
     [
-        (b"not audio at all", {}, "16 bytes in memory cannot be decoded"),
+        (b"not audio at all", {}, "16 bytes in memory"),
         (np.zeros(399, np.float32), {}, "one frame needs 400"),
         (np.zeros(0, np.float32), {}, "The audio is empty"),
-        (encoded(np.zeros(0, np.float32)), {}, "The audio is empty"),
+        (encoded(np.zeros(0, np.float32)), {}, "it holds no samples"),
         (np.full(16_000, np.nan, np.float32), {}, "NaN or infinite"),
         ({"array": np.zeros(16_000)}, {}, "has no `sampling_rate` beside it"),
         ({"audio": np.zeros(16_000)}, {}, "a dict with 'audio'. It needs 'array'"),
