@@ -22,7 +22,7 @@ LEVELS = (
 LIMITS = {
     "top": 900,
     "common": 900,
-    "model": 1_660,
+    "model": 1_690,
     "audio": 2_300,
     "corpus": 3_900,
     "synthetic": 920,
