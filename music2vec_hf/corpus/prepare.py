@@ -4,13 +4,13 @@ A shard is written whole by one task, in `OUT/.unfinished`, and outlives a kill.
 Nothing depends on time or on the number of processes: the corpus is always the same bytes.
 """
 
-import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from music2vec_hf.audio.listing import HUB_ID, Listing, Track, list_source
 from music2vec_hf.audio.reading import UNFINISHED
 from music2vec_hf.common.files import hold_lock, write_json
+from music2vec_hf.common.results import read_json
 from music2vec_hf.corpus.clips import STORES
 from music2vec_hf.corpus.publishing import publish
 from music2vec_hf.corpus.sampling import sample_tracks
@@ -25,6 +26,7 @@ from music2vec_hf.corpus.shards import Shard, cut_shards, write_shards, write_sh
 
 # 3 cut shards by the bytes of their clips, else it is the same.
 FORMAT_VERSION, SAME_CLIPS = 4, (3, 4)
+WORK = UNFINISHED[0]
 ENGINES = {"processes": write_shards, "ray": write_shards_by_ray}
 
 
@@ -124,10 +126,9 @@ def prepare_corpus(
     finished = _read_finished(out, plan)
     if finished is not None:
         return finished
-    with _only_run(out, chosen.shard):
-        _begin(out, source, plan, chosen.shard)
-        shards = cut_shards(out / UNFINISHED[0], listing, plan, chosen.file_timeout)
-        index, count = chosen.shard or (0, 1)
+    index, count = chosen.shard or (0, 1)
+    with _only_run(out, chosen.shard, partial(_begin, out, source, plan, chosen.shard and count)):
+        shards = cut_shards(out / WORK, listing, plan, chosen.file_timeout)
         if not (out / "data").exists():  # else all are there, and some may have moved already
             _write_missing(shards[index::count], chosen, progress)
         if chosen.shard is None:
@@ -168,15 +169,14 @@ def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
     if finished is not None:
         return finished
     begun = _read_begun(out)
-    if begun is None or not begun["parts"]:
+    count = begun.get("parts")
+    if not count:
         raise ValueError(
             f"{out} holds no parts to merge; make them with `music2vec prepare SOURCE {out} --shard i/n`."
         )
-    with _only_run(out):
-        count = begun["parts"]
-        listing, plan = _list(begun["source"], begun["plan"], progress)
-        _check_same(out, "was begun with", begun["plan"], plan)
-        shards = cut_shards(out / UNFINISHED[0], listing, plan)
+    listing, plan = _list(begun["source"], begun["plan"], progress)
+    with _only_run(out, None, partial(_begin, out, begun["source"], plan, None)):
+        shards = cut_shards(out / WORK, listing, plan)
         missing = [number for number, shard in enumerate(shards) if not shard.is_whole]
         if missing and not (out / "data").exists():
             parts = sorted({number % count for number in missing})
@@ -218,20 +218,16 @@ def _list(source: str | os.PathLike, settings: dict, progress: bool) -> tuple[Li
     return listing, plan
 
 
-# ---- OUT: what it holds, and who writes into it ----
-
-
 def _read_finished(out: Path, plan: dict) -> dict | None:
     """The summary of a finished corpus in `out`, or None; ValueError if it was made with another plan."""
-    corpus_json = out / "corpus.json"
-    if not corpus_json.is_file():
+    if not (out / "corpus.json").is_file():
         return None
-    summary = json.loads(corpus_json.read_text(encoding="utf-8"))
-    before = summary.get("settings", {})
+    summary = read_json(out / "corpus.json", "remove the corpus and prepare it anew")
+    before = {"store": "flac", **summary.get("settings", {})}
     if before.get("format_version") in SAME_CLIPS:
-        before = {"store": "flac", **before, **{name: plan[name] for name in ("format_version",) if name in plan}}
+        before["format_version"] = FORMAT_VERSION
     _check_same(out, "was made with", before, plan)
-    shutil.rmtree(out / UNFINISHED[0], ignore_errors=True)  # of a run that was killed after its last step
+    shutil.rmtree(out / WORK, ignore_errors=True)  # of a run that was killed after its last step
     return summary
 
 
@@ -245,49 +241,48 @@ def _check_same(out: Path, verb: str, before: dict, now: dict) -> None:
             )
 
 
-def _read_begun(out: Path) -> dict | None:
-    path = out / UNFINISHED[0] / "plan.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _read_begun(out: Path) -> dict:
+    """`plan`, `source` and `parts`, their number if there are any, of the corpus that was begun; empty if none was."""
+    path = out / WORK / "plan.json"
+    return read_json(path, f"remove {out} and begin anew") if path.exists() else {}
 
 
-def _begin(out: Path, source: str | os.PathLike, plan: dict, shard: tuple[int, int] | None) -> None:
-    """Note on disk what is being made, or check that it is what was begun."""
+def _begin(out: Path, source: str | os.PathLike, plan: dict, parts: int | None) -> None:
+    """Note on disk what is made of what, or check that it is what was begun."""
     begun = _read_begun(out) or {"plan": plan, "parts": None}
     _check_same(out, "was begun with", begun["plan"], plan)
-    if shard is not None:
-        if begun["parts"]:
-            _check_same(out, "was begun with", {"number of shards": begun["parts"]}, {"number of shards": shard[1]})
-        begun["parts"] = shard[1]
+    if parts and begun["parts"]:
+        _check_same(out, "was begun with", {"number of shards": begun["parts"]}, {"number of shards": parts})
     text = os.fspath(source)
     on_hub = HUB_ID.fullmatch(text) is not None and not os.path.exists(text)
-    write_json(out / UNFINISHED[0] / "plan.json", {**begun, "source": text if on_hub else os.path.abspath(text)})
+    begun |= {"parts": parts or begun["parts"], "source": text if on_hub else os.path.abspath(text)}
+    write_json(out / WORK / "plan.json", begun)
 
 
 @contextmanager
-def _only_run(out: Path, shard: tuple[int, int] | None = None) -> Iterator[None]:
+def _only_run(out: Path, shard: tuple[int, int] | None, begin: Callable[[], None]) -> Iterator[None]:
     """Make the folder `out`, and keep others from writing into it; but parts may write beside other parts."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder for the corpus.")
     others = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if UNFINISHED[1] in others:
-        raise ValueError(
-            f"{out} was begun by another version, with whose work this one cannot go on; remove {out} and begin anew."
-        )
-    if others and UNFINISHED[0] not in others:
+    if set(UNFINISHED[1:]) & set(others):
+        raise ValueError(f"{out} was begun by another version, whose work cannot go on; remove it and begin anew.")
+    if others and WORK not in others:
         raise ValueError(f"{out} holds something else than a corpus ({others[0]}); give an absent or empty folder.")
-    work = out / UNFINISHED[0]
+    work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
     busy = f"Another `prepare` or `merge` is writing into {out}; wait until it has ended, or take another folder."
     with ExitStack() as held:
         with hold_lock(work / "starting.lock", busy, wait=True), ExitStack() as briefly:
-            (held if shard is None else briefly).enter_context(hold_lock(work / "all.lock", busy))
-            if shard is None:
-                for part in sorted(work.glob("part-*.lock")):
-                    briefly.enter_context(hold_lock(part, busy))
-            else:
+            (briefly if shard else held).enter_context(hold_lock(work / "all.lock", busy))
+            if shard:
                 name = f"{shard[0]}/{shard[1]}"
                 busy = f"Another process prepares part {name} of {out}; wait until it has ended, or take another part."
                 held.enter_context(hold_lock(work / f"part-{shard[0]:05d}.lock", busy))
+            else:
+                for part in sorted(work.glob("part-*.lock")):
+                    briefly.enter_context(hold_lock(part, busy))
+            begin()
         yield
 
 

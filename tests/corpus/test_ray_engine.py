@@ -31,7 +31,7 @@ def two_workers():
 @pytest.mark.slow
 def test_two_workers_make_the_same_corpus(two_workers, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = {"clip_seconds": 4.0, "shard_megabytes": 0.7, "progress": False}
+    settings = {"clip_seconds": 4.0, "shard_megabytes": 0.4, "progress": False}
     alone = prepare_corpus("source", "alone", **settings)
     assert prepare_corpus("source", "together", engine="ray", **settings) == alone
     assert alone["splits"]["train"]["shards"] > 2
