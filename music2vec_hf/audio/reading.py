@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from music2vec_hf.audio.decoding import AudioError, AudioSource, is_audio_file, open_decoder, source_name
+from music2vec_hf.audio.decoding import AudioError, AudioSource, Decoder, is_audio_file, open_decoders, source_name
 from music2vec_hf.audio.resampling import SAMPLING_RATE, StreamResampler
 from music2vec_hf.common.names import printable
 
@@ -27,9 +27,12 @@ UNFINISHED = (".unfinished", ".staging")
 
 # Float audio may overshoot 1 a little (mp3 does); beyond this it is in other units, such as 16-bit integers.
 MAX_PEAK = 16.0
+# Damaged files of these formats may decode to any level.
+LOSSY = ("MP3", "OGG")
 
 # A header's length is trusted up to this; a larger gap means a damaged file.
 SHORTFALL_SECONDS = 0.1
+SHORT = "short"
 
 # Channels whose average is this much quieter than they are cancel each other. Unrelated ones lose 3 dB a doubling.
 CANCELLING_DB = -30.0
@@ -42,7 +45,8 @@ class AudioReader:
     """Reads one audio source as blocks of mono float32 at 16 kHz. Use as a context manager.
 
     Args:
-        source: path, encoded bytes, or binary file object.
+        source: a path; an encoded file as `bytes`, `bytearray` or `memoryview`; or a binary file object, which is read
+            from where it stands to its end, and stays open.
         name (`str`, *optional*): what errors call the source; by default its path.
         target_rate (`int`): the rate to resample to, for models of others that hear more than 16 kHz.
 
@@ -57,11 +61,17 @@ class AudioReader:
     def __init__(self, source: AudioSource, name: str | None = None, target_rate: int = SAMPLING_RATE):
         self.name = name or source_name(source)
         self.shortfall: str | None = None
-        self._decoder = open_decoder(source, self.name)
+        # A file may hold several streams, one after the other, of other rates and numbers of channels each.
+        self._openers = open_decoders(source, self.name)
+        self._number, self._decoder = 0, self._openers[0]()
+        self._lengths = {0: self._num_samples(self._decoder, target_rate)}
         self.sampling_rate, self.num_channels = self._decoder.rate, self._decoder.channels
         self.target_rate = target_rate
         self.format = self._decoder.format
         self._frame = 0
+        # Seconds of the streams that have been read: found, and stated; what is to be said of them.
+        self._found = self._stated = 0.0
+        self._problem: str | None = None
         self._energy = self._mixed_energy = 0.0
 
     def __enter__(self) -> "AudioReader":
@@ -73,8 +83,23 @@ class AudioReader:
     @property
     def num_samples(self) -> int:
         """Length at the target rate by the header, 0 where it states nothing; damage may make the audio shorter."""
-        ratio = StreamResampler(self._decoder.rate, self.target_rate)
-        return -(-self._decoder.frames * ratio.up // ratio.down)
+        return sum(map(self._length, range(len(self._openers))))
+
+    def _length(self, number: int) -> int:
+        if number not in self._lengths:
+            try:
+                decoder = self._openers[number]()
+            except AudioError:
+                self._lengths[number] = 0
+            else:
+                self._lengths[number] = self._num_samples(decoder, self.target_rate)
+                decoder.close()
+        return self._lengths[number]
+
+    @staticmethod
+    def _num_samples(decoder: Decoder, target_rate: int) -> int:
+        ratio = StreamResampler(decoder.rate, target_rate)
+        return -(-decoder.frames * ratio.up // ratio.down)
 
     @property
     def cancellation(self) -> str | None:
@@ -86,11 +111,37 @@ class AudioReader:
 
     def blocks(self, start: float = 0.0, block_seconds: float = BLOCK_SECONDS) -> Iterator[np.ndarray]:
         """Yield the audio from `start` seconds to its end, float32 `[n]` in [-1, 1], about `block_seconds` each."""
-        resampler = StreamResampler(self._decoder.rate, self.target_rate)
         first, block_samples = round(start * self.target_rate), max(1, round(block_seconds * self.target_rate))
-        for block in resampler.run(self._read_mono, self._seek, first, block_samples):
-            yield np.clip(block, -1.0, 1.0)
-        self._note_shortfall()
+        last = len(self._openers) - 1
+        for number in range(last + 1):
+            if number < last and first >= self._length(number) > 0:
+                first -= self._length(number)
+                self._found += self._length(number) / self.target_rate
+                self._stated += self._length(number) / self.target_rate
+            elif self._open(number):
+                resampler = StreamResampler(self._decoder.rate, self.target_rate)
+                for block in resampler.run(self._read_mono, self._seek, first, block_samples):
+                    yield np.clip(block, -1.0, 1.0)
+                first = 0
+                self._note_shortfall()
+        if self._problem == SHORT:
+            self.shortfall = (
+                f"only {self._found:.1f} s of the {self._stated:.1f} s that its header states can be decoded."
+            )
+        elif self._problem:
+            self.shortfall = f"it ends after {self._found:.1f} s; {self._problem}"
+
+    def _open(self, number: int) -> bool:
+        """Make a stream of the file the one that is read; whether it can be opened."""
+        if number != self._number:
+            try:
+                decoder = self._openers[number]()
+            except AudioError:
+                self._problem = self._problem or "a part of it cannot be decoded."
+                return False
+            self._decoder.close()
+            self._number, self._decoder, self._frame = number, decoder, 0
+        return True
 
     def warn(self) -> None:
         """Warn, for the caller's caller, of what was lost of what was read so far."""
@@ -110,7 +161,7 @@ class AudioReader:
                 block = self._decoder.read(missing)  # [n, channels]
             except soundfile.SoundFileError as error:
                 # A truncated file gives what could be decoded before the damage.
-                if self._frame == 0 and not parts:
+                if self._frame == 0 and not parts and self._number == 0:
                     raise AudioError(self.name, "undecodable", f"decoding failed at its start ({error}).") from error
                 break
             if len(block) == 0:
@@ -129,7 +180,7 @@ class AudioReader:
         peak = float(np.abs(block).max())
         if not np.isfinite(peak):
             raise AudioError(self.name, "non-finite", "it holds samples that are NaN or infinite.")
-        if peak > MAX_PEAK:
+        if peak > MAX_PEAK and not self._decoder.format.startswith(LOSSY):
             raise AudioError(
                 self.name, "out of range", f"its samples reach {peak:.4g}; float audio must be scaled to [-1, 1]."
             )
@@ -139,12 +190,11 @@ class AudioReader:
 
     def _note_shortfall(self) -> None:
         rate, stated = self._decoder.rate, self._decoder.frames
+        self._found += self._frame / rate
+        self._stated += max(stated, self._frame) / rate
         if stated - self._frame > SHORTFALL_SECONDS * rate:
-            self.shortfall = (
-                f"only {self._frame / rate:.1f} s of the {stated / rate:.1f} s that its header states can be decoded."
-            )
-        elif self._decoder.note:
-            self.shortfall = f"it ends after {self._frame / rate:.1f} s; {self._decoder.note}"
+            self._problem = self._problem or SHORT
+        self._problem = self._problem or self._decoder.note
 
 
 def read_audio(
@@ -161,7 +211,7 @@ def read_audio(
     decoded, with a warning.
 
     Args:
-        source: path, encoded bytes, or binary file object.
+        source: as in [`AudioReader`].
         start (`float`): where to begin, in seconds.
         seconds (`float`, *optional*): how much to read at most; by default all to the end.
         name (`str`, *optional*): what errors call the source; by default its path.

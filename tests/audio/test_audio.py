@@ -246,7 +246,7 @@ def test_torchcodec_reads_what_soundfile_cannot(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec._core", core)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(AudioDecoder=AudioDecoder))
-    monkeypatch.setattr("music2vec_hf.audio.decoding.CODEC_STEP", 3.7)
+    monkeypatch.setattr("music2vec_hf.audio.codecs.CODEC_STEP", 3.7)
     path = tmp_path / "song.m4a"
     path.write_bytes(b"\x00\x00\x00\x20ftypM4A " + bytes(200))
     expected = read_audio(encoded(samples.T.numpy(), 48000, subtype="FLOAT"))

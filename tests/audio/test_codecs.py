@@ -65,7 +65,7 @@ def difference_db(got, expected):
 @pytest.mark.parametrize("name", FILES)
 def test_level_length_and_place_are_the_originals(media, name, step, monkeypatch):
     # Many short steps show that none of their seams is heard.
-    monkeypatch.setattr("music2vec_hf.audio.decoding.CODEC_STEP", step)
+    monkeypatch.setattr("music2vec_hf.audio.codecs.CODEC_STEP", step)
     _, delay, noise_db = FILES[name]
     original, rate = soundfile.read(media / "original.flac", dtype="float32")
     # WMA as ffmpeg writes it begins before time 0.
@@ -82,7 +82,7 @@ def test_steps_and_crops_are_slices_of_the_whole(media, name, monkeypatch):
     whole = read_audio(media / name)
     np.testing.assert_array_equal(read_audio((media / name).read_bytes()), whole)
     np.testing.assert_allclose(read_audio(media / name, 2.5, 3.0), whole[40_000:88_000], atol=1e-6)
-    monkeypatch.setattr("music2vec_hf.audio.decoding.CODEC_STEP", 0.3)
+    monkeypatch.setattr("music2vec_hf.audio.codecs.CODEC_STEP", 0.3)
     stepped = read_audio(media / name)
     # The last codec frames may fall between two time stamps.
     assert len(whole) - 1600 <= len(stepped) <= len(whole)
@@ -93,7 +93,7 @@ def test_a_stream_that_begins_late_is_read_from_its_beginning(media, tmp_path, m
     for kind in ("mkv", "mp4"):
         path = tmp_path / f"late.{kind}"
         ffmpeg("-itsoffset", 100, "-i", media / "lossless.m4a", "-c", "copy", "-copyts", path)
-        monkeypatch.setattr("music2vec_hf.audio.decoding.CODEC_STEP", 1.5)
+        monkeypatch.setattr("music2vec_hf.audio.codecs.CODEC_STEP", 1.5)
         np.testing.assert_allclose(read_audio(path), read_audio(media / "lossless.m4a"), atol=1e-6)
 
 
@@ -127,7 +127,7 @@ def test_a_cut_file_gives_what_can_be_decoded_and_says_so(media, name, tmp_path)
 @pytest.mark.parametrize("kind", ["mkv", "mp4"])
 @pytest.mark.parametrize("step", [0.5, 60.0])
 def test_a_hole_in_the_stream_repeats_nothing(media, kind, step, tmp_path, monkeypatch):
-    monkeypatch.setattr("music2vec_hf.audio.decoding.CODEC_STEP", step)
+    monkeypatch.setattr("music2vec_hf.audio.codecs.CODEC_STEP", step)
     hole, path = "noise=drop='between(n,100,200)'", tmp_path / f"hole.{kind}"
     ffmpeg("-i", media / "original.flac", "-c:a", "aac", "-b:a", "192k", "-bsf:a", hole, path)
     ffmpeg("-i", path, "-c:a", "pcm_f32le", tmp_path / "expected.wav")
