@@ -266,8 +266,11 @@ def embed(model, inputs, output, **settings) -> None:
     reused = f" ({summary['reused']} of them by an earlier run)" if summary["reused"] else ""
     print(
         f"{output}: {summary['tracks']} tracks{reused}, layers {', '.join(summary['layers'])}, "
-        f"{summary['hours']:.2f} h of audio; {len(summary['rejects'])} files could not be read"
+        f"{summary['hours']:.2f} h of audio; {len(summary['rejects'])} files could not be read, "
+        f"{len(summary['truncated'])} were truncated"
     )
+    for path, reason in summary["truncated"]:
+        print(f"  truncated: {path}: {reason}", file=sys.stderr)
     _print_rejects(summary["rejects"])
 
 
@@ -287,7 +290,7 @@ def _print_rejects(rejects) -> None:
 )
 def similar(library, query, **settings) -> None:
     """The tracks of a table of embeddings that are nearest to an audio file."""
-    from music2vec_hf.features.similarity import find_similar
+    from music2vec_hf.features.tables import find_similar
 
     for path, cosine in find_similar(library, query, **settings):
         print(f"{cosine:.4f}  {path}")

@@ -15,7 +15,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "data.corpus": ("corpus.loading", "corpus.prepare"),
     "embedding_batches": ("features.windows",),
     "embedding_files": ("features.store",),
-    "embedding_inputs": ("features.tables",),
+    "embedding_inputs": ("features.embeddings",),
     "embedding_model": ("features.encoders",),
     "embedding_table": ("features.tables",),
     "embedding_windows": ("features.windows",),
@@ -41,11 +41,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "probing.rows": ("features.store", "probing.evaluation"),
     "probing.searches": ("probing.probes",),
     "probing.selection": ("probing.probes",),
-    "probing.sources": ("features.sources", "features.store"),
+    "probing.sources": ("features.encoders",),
     "probing.stacks": ("probing.training",),
     "push": ("hub.push",),
     "remote_code": ("hub.push",),
-    "similarity": ("features.similarity",),
+    "similarity": ("features.tables",),
 }
 
 

@@ -26,7 +26,7 @@ LIMITS = {
     "audio": 2_300,
     "corpus": 3_900,
     "synthetic": 920,
-    "features": 1_900,
+    "features": 1_800,
     "pretraining": 1_530,
     "finetuning": 620,
     "probing": 6_200,

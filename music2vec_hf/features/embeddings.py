@@ -1,20 +1,26 @@
 """Embeddings of any audio, of any length, by any audio model: `embed`."""
 
+import array
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from music2vec_hf.audio.containers import PackedFile, name_audio_column
+from music2vec_hf.audio.containers import TABLE_SUFFIXES, PackedFile, name_audio_column
+from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource
+from music2vec_hf.audio.listing import Track, list_source
+from music2vec_hf.common.names import printable
 from music2vec_hf.features.encoders import CONV, Encoder, borrowed_encoder, choose_device, compile_model, load_encoder
-from music2vec_hf.features.tables import is_one_file, list_inputs
 from music2vec_hf.features.windows import hear_tracks, window_rows
+
+_ONE_TRACK = ("shape", "read", "get_all_samples")  # what arrays, files and decoders have
+_FILE_BEGINS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM")
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,10 @@ def embed(
     Args:
         model: folder or Hub id of an audio model; or a loaded one, which keeps its type, device and mode.
         audio: one track: the path of an audio file, its bytes or an open binary file, an array, tensor or list of
-            numbers (`(num_samples,)`, or with its channels on the shorter axis), a decoder of torchcodec, or a row of
-            a data set, `{"array", "sampling_rate"}` or `{"bytes", "path"}`. Or several: a list of these, a
-            `datasets.Dataset` with a column of audio, a folder, a prepared corpus, Parquet files, or the Hub id of a
-            data set.
+            numbers (`(num_samples,)`, or with its channels on the shorter axis; uint8 has 128 as zero), a decoder of
+            torchcodec, or a row of a data set, `{"array", "sampling_rate"}` or `{"bytes", "path"}`. Or several: a list
+            of these, a `datasets.Dataset` with a column of audio, a folder, a prepared corpus, Parquet files, or the
+            Hub id of a data set.
         layers: `"all"` (0 to the last), one layer, or several; `"conv"` is the raw front end, whose width may differ
             from the others', so it is asked for alone.
         pool (`str`): `"mean"` over the track, or `"none"` for every frame (50 a second within a window).
@@ -126,19 +132,15 @@ def _tracks_of(audio) -> tuple[Iterable, bool]:
     """The tracks in what was handed to [`embed`], and whether it is a single one."""
     if isinstance(audio, (Dataset, IterableDataset)):
         return (row["audio"] for row in name_audio_column("The data set", audio)), False
-    if isinstance(audio, (str, os.PathLike)) and not is_one_file(audio):
+    if isinstance(audio, (str, os.PathLike)) and not _is_one_file(audio):
         listing = list_inputs([audio])
         if listing.rejects:
             raise ValueError(f"{audio}: {listing.rejects[0][1]}")
         return [track.source for track in listing.tracks], False
-    if isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview, Mapping)):
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, array.array, Mapping)
+    numbers = isinstance(audio, (list, tuple)) and len(audio) > 0 and isinstance(audio[0], Real)
+    if numbers or isinstance(audio, kinds) or any(hasattr(audio, name) for name in _ONE_TRACK):
         return [audio], True
-    if any(hasattr(audio, name) for name in ("shape", "read", "get_all_samples")):
-        return [audio], True
-    if isinstance(audio, (list, tuple)):
-        if len(audio) == 0:
-            raise ValueError("`audio` is an empty list. Give at least one track.")
-        return ([audio], True) if isinstance(audio[0], Real) else (audio, False)
     if isinstance(audio, Iterable):
         return audio, False
     raise ValueError(
@@ -169,11 +171,93 @@ def _source(item, sampling_rate: int | None, encoder: Encoder):
         item = item.read()
         if not isinstance(item, (bytes, bytearray, memoryview)):
             raise ValueError("The audio is a file opened as text. Open it with 'rb'.")
-    if isinstance(item, (bytearray, memoryview)):
+    if isinstance(item, bytearray) or (isinstance(item, memoryview) and item.format in "Bbc"):
         return bytes(item)
     if isinstance(item, (str, os.PathLike, bytes, PackedFile)):
         return item
+    if isinstance(item, (memoryview, array.array)):
+        item = np.asarray(item)
+    if getattr(item, "itemsize", 0) == 1 and bytes(item[:4]).startswith(_FILE_BEGINS):
+        raise ValueError("The audio is an array with the bytes of a file. Give them as `bytes(array)`.")
     return encoder.to_samples(item, sampling_rate)
 
 
-__all__ = ["EmbedSettings", "embed"]
+@dataclass(frozen=True)
+class InputTrack:
+    """A track to embed.
+
+    Args:
+        path (`str`): what a table calls it: the file's path, or its name in the data set.
+        name (`str`): its path below the folder or data set that was named; never leaves it.
+        source (`AudioSource`): to be opened.
+        stamp (`str`): changes where the file does.
+    """
+
+    path: str
+    name: str
+    source: AudioSource | PackedFile
+    stamp: str
+
+
+@dataclass
+class Inputs:
+    """Tracks, and (path, reason) of files that a manifest names but that are not there."""
+
+    tracks: list[InputTrack]
+    rejects: list[tuple[str, str]]
+
+
+def _is_one_file(item: str | os.PathLike) -> bool:
+    """Whether this names one audio file, there or not, and no folder, manifest or data set."""
+    path = Path(item)
+    known = path.suffix.lower() in (".parquet", ".tar", *TABLE_SUFFIXES)
+    return not path.is_dir() and (path.suffix.lower() in AUDIO_SUFFIXES or (path.is_file() and not known))
+
+
+def list_inputs(inputs: Sequence[str | os.PathLike]) -> Inputs:
+    """List all tracks of some inputs.
+
+    Args:
+        inputs: audio files; or what [`music2vec_hf.audio.listing.list_source`] takes: folders, manifests, Parquet
+            files, archives, Hub ids; or corpora that `music2vec prepare` made, of which every clip is a track.
+
+    Raises:
+        ValueError: if there is nothing of a name, or no audio in it.
+    """
+    found = Inputs([], [])
+    for item in map(os.fspath, inputs):
+        if _is_one_file(item):
+            name = _inside(printable(os.path.basename(item)))
+            found.tracks.append(InputTrack(printable(item), name, Path(item), _stamp(item)))
+            continue
+        listing = list_source(item)
+        found.rejects += listing.rejects
+        for track in sorted(listing.tracks, key=_place):
+            packed = isinstance(track.path, PackedFile)
+            path = track.source if packed else os.fspath(track.path)
+            stamp = f"{_stamp(track.path.container)} {track.path}" if packed else _stamp(path)
+            found.tracks.append(InputTrack(printable(path), _inside(track.source), track.path, stamp))
+    return found
+
+
+def _place(track: Track) -> tuple:
+    """The order of rows in a data set; files stay in theirs."""
+    file = track.path
+    return (file.container, file.start, file.length) if isinstance(file, PackedFile) else ()
+
+
+def _inside(name: str) -> str:
+    """A relative path that leads nowhere but down."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/") not in ("", ".", "..")]
+    return "/".join(parts)
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "not there"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+__all__ = ["EmbedSettings", "InputTrack", "Inputs", "embed", "list_inputs"]

@@ -10,7 +10,8 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,14 +19,18 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.precision import choose_precision
+from music2vec_hf.features.spectral import SPECTRAL_FRAMES, SpectralEncoder
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.features.windows import WindowPlan, hear_tracks, window_rows
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.encoder_music2vec import Music2VecModel
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 
+RANDOM_INIT = "random-init"
+SPECTRAL_SOURCES = tuple(SPECTRAL_FRAMES)
 CONV = "conv"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OWN_MODEL_TYPES = ("music2vec", "data2vec-audio")
@@ -40,14 +45,14 @@ class Encoder:
     """A frozen model with what it needs to hear a track.
 
     Args:
-        model ([`Music2VecModel`] or any `PreTrainedModel` of raw audio): in eval mode.
+        model ([`Music2VecModel`] or any `PreTrainedModel` of raw audio): in float32 and eval mode.
         extractor: its feature extractor.
 
     Attributes:
         is_ours (`bool`): whether it is a [`Music2VecModel`].
         sampling_rate (`int`): of the audio that it hears, in Hz.
-        front_end ([`Music2VecConfig`]): kernels and strides of its front end. For a model that does not state them its
-            frames are a tenth of a second, so that a shorter rest of a track is left out.
+        front_end ([`Music2VecConfig`]): kernels and strides of its front end; where the model does not state them,
+            those of a tenth of a second, the shortest rest of a track that it is given.
 
     Raises:
         ValueError: if the model takes no raw audio.
@@ -77,8 +82,10 @@ class Encoder:
 
     @cached_property
     def layers(self) -> list[str]:
-        """Names of its layers in order: `["conv", "0", ..., "L"]`; without `conv` where the model is not ours."""
-        return layer_names(self.model) if self.is_ours else list(self._frame_counts)
+        """Names of its layers in order: `["conv", "0", ..., "L"]`, of others `["0", ..., "L"]`."""
+        if self.is_ours:
+            return [CONV, *(str(layer) for layer in range(self.model.config.num_hidden_layers + 1))]
+        return list(self._frame_counts)
 
     @cached_property
     def _frame_counts(self) -> dict[str, int]:
@@ -113,12 +120,8 @@ class Encoder:
         return chosen
 
     def plan(self, window_seconds: float, overlap_seconds: float = 0.0, times: bool = False) -> WindowPlan:
-        """How tracks are cut for this encoder, see [`WindowPlan.from_seconds`].
-
-        Raises:
-            ValueError: for values out of range; or for an overlap, or `times` of frames, where the model's
-                configuration does not tell where its frames lie.
-        """
+        """How tracks are cut for this encoder, see [`WindowPlan.from_seconds`]. ValueError also for an overlap, or
+        `times` of frames, where the model's configuration does not tell where its frames lie."""
         plan = WindowPlan.from_seconds(self.front_end, window_seconds, overlap_seconds, self.sampling_rate)
         if not self.is_ours and (times or overlap_seconds > 0):
             stated = self.front_end.num_frames(max(self.sampling_rate, self.front_end.receptive_field))
@@ -154,11 +157,8 @@ class Encoder:
         yield from ((str(layer), state) for layer, state in enumerate(states))
 
     def rows(self, paths: Sequence[str | Path], window_seconds: float, precision: str = "fp32") -> FeatureRows:
-        """Mean over the frames of every window of every file, all layers: one row per window.
-
-        Raises:
-            ValueError: for a file that cannot be read or is shorter than one frame, with its name.
-        """
+        """Mean over the frames of every window of every file, all layers: one row per window. ValueError for a file
+        that cannot be read or is shorter than one frame, with its name."""
         heard = hear_tracks(self, paths, self.plan(window_seconds), self.layers, precision=precision)
         return FeatureRows.joined([window_rows(track.windows, self.sampling_rate) for track in heard])
 
@@ -196,6 +196,66 @@ def load_encoder(
     return Encoder(model.float().eval(), extractor)
 
 
+@dataclass(frozen=True)
+class FeatureSource:
+    """What a probe hears: a model, the same model with random weights, or spectral statistics.
+
+    Attributes:
+        name (`str`): its name in results.
+        kind (`str`): `model`, `random-init`, `mfcc`, `chroma` or `mel`.
+        model (`str` or `None`): folder or Hub id that weights, or for `random-init` only the shape, come from.
+        seed (`int`): of the random weights.
+    """
+
+    name: str
+    kind: str
+    model: str | None = None
+    seed: int = 0
+
+
+def resolve_sources(sources: Sequence[str] | Mapping[str, str], random_init_seed: int = 0) -> list[FeatureSource]:
+    """Turn source names into sources.
+
+    Args:
+        sources: names, or result name to name. A name is `random-init`, `mfcc`, `chroma`, `mel`, or else a model
+            folder or Hub id. `random-init` has the shape of the first model of the list.
+        random_init_seed (`int`): seed of the random weights.
+
+    Raises:
+        ValueError: if `random-init` stands without a model, or two sources would have one name in the results.
+    """
+    named = list(sources.items()) if isinstance(sources, Mapping) else [(None, name) for name in sources]
+    reserved = (RANDOM_INIT, *SPECTRAL_SOURCES)
+    models = [value for _, value in named if value not in reserved]
+    resolved = []
+    for name, value in named:
+        if value == RANDOM_INIT:
+            if not models:
+                raise ValueError("`random-init` takes the shape of a model; name a model folder or Hub id beside it.")
+            source = FeatureSource(name or value, RANDOM_INIT, str(models[0]), random_init_seed)
+        elif value in SPECTRAL_SOURCES:
+            source = FeatureSource(name or value, value)
+        else:
+            source = FeatureSource(name or Path(value).name, "model", str(value))
+        resolved.append(source)
+    names = [source.name for source in resolved]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"Two sources are called {', '.join(twice)}; give them names as a mapping of name to source.")
+    return resolved
+
+
+def open_source(
+    source: FeatureSource, device: str = "cpu", trust_remote_code: bool = False
+) -> Encoder | SpectralEncoder:
+    """Load what a source stands for, a model by [`load_encoder`] on a torch `device`."""
+    if source.kind in SPECTRAL_SOURCES:
+        return SpectralEncoder(source.kind)
+    encoder = load_encoder(source.model, source.kind == RANDOM_INIT, source.seed, trust_remote_code)
+    encoder.model.to(device)
+    return encoder
+
+
 def load_model(
     model: str | Path, random_init: bool = False, seed: int = 0
 ) -> tuple[Music2VecModel, Music2VecFeatureExtractor]:
@@ -206,7 +266,7 @@ def load_model(
 
 @contextlib.contextmanager
 def borrowed_encoder(model: torch.nn.Module, extractor=None, device: str | None = None) -> Iterator[Encoder]:
-    """An encoder of a model that somebody else has loaded, in float32 and eval mode during the block.
+    """The encoder of a model that the caller has loaded, in float32 and eval mode during the block.
 
     The model keeps its type, device and modes of training: where its weights would have to change, a copy computes.
     A model with a head, or within peft, is heard without the head.
@@ -217,7 +277,7 @@ def borrowed_encoder(model: torch.nn.Module, extractor=None, device: str | None 
         device (`str`, *optional*): as in [`choose_device`]; by default the model's.
 
     Raises:
-        ValueError: if it is no audio model, or one of another type without its extractor.
+        ValueError: if it is no audio model, or a model of others comes without its extractor.
     """
     if hasattr(model, "get_base_model"):  # peft's
         model = model.get_base_model()
@@ -228,7 +288,7 @@ def borrowed_encoder(model: torch.nn.Module, extractor=None, device: str | None 
         raise ValueError(f"{type(model).__name__} was given without its feature extractor. Give `feature_extractor`.")
     extractor = extractor or Music2VecFeatureExtractor(receptive_field=model.config.receptive_field)
     place = model.device if device is None else choose_device(device)
-    if place != model.device or any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+    if place != model.device or any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
         model = copy.deepcopy(model).to(place, torch.float32)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -271,11 +331,6 @@ def model_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def layer_names(model: Music2VecModel) -> list[str]:
-    """`["conv", "0", "1", ..., "L"]`: raw front end, encoder input, and the transformer layers."""
-    return [CONV, *(str(index) for index in range(model.config.num_hidden_layers + 1))]
-
-
 def choose_device(device: str) -> torch.device:
     """`cpu`, `cuda`, `mps`, or `auto`: the first of `cuda`, `mps`, `cpu` that is there. Raises ValueError if the one
     that is named is not."""
@@ -310,15 +365,8 @@ def explain_compile_errors() -> Iterator[None]:
 
 @torch.no_grad()
 def layer_frames(model: Music2VecModel, input_values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Frames of every layer of our model, in order: one pass, one layer in memory at a time.
-
-    Args:
-        model ([`Music2VecModel`]): in eval mode.
-        input_values (`torch.Tensor` of shape `(B, N)`): normalised, without padding.
-
-    Yields:
-        `(name, frames [B, T, C])`: as `hidden_states` of the model's own forward, with `conv` before them.
-    """
+    """Name and frames `[B, T, C]` of every layer of our model in eval mode, for normalised windows `[B, N]`: one pass,
+    one layer in memory at a time. They are the `hidden_states` of the model's own forward, with `conv` before them."""
     frames = _front_end(model, input_values)
     yield CONV, frames
     hidden_states, _ = model.feature_projection(frames)
@@ -334,7 +382,7 @@ def _front_end(model: Music2VecModel, input_values: torch.Tensor) -> torch.Tenso
     """Raw features `[B, T, C]`, a few seconds at a time: a frame depends on nothing but its own samples."""
     stride, num_frames = model.config.inputs_to_logits_ratio, int(model.config.num_frames(input_values.shape[1]))
     seconds = _FRONT_END_SECONDS.get(input_values.device.type, 60.0) / len(input_values)
-    step = max(1, round(seconds * 16_000 / stride))
+    step = max(1, round(seconds * SAMPLING_RATE / stride))
     starts = range(0, max(1, num_frames), step)
     pieces = [
         input_values[:, start * stride : (start + step - 1) * stride + model.config.receptive_field]

@@ -14,32 +14,19 @@ import numpy as np
 import torch
 
 from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.model.feature_extraction_music2vec import cut_windows
 
-SAMPLING_RATE = 16_000
 SPECTRAL_VERSION = "1"
-NUM_MFCC = 20
-CHROMA_WINDOW = 8192
-CHROMA_HOP = 2048
-MFCC_WINDOW = 1024
-MFCC_HOP = 512
-NUM_MEL_BANDS = 64
-MEL_WINDOW = 2048
-MEL_HOP = 512
-NUM_MEL_FEATURES = 128
+NUM_MFCC, MFCC_WINDOW, MFCC_HOP, NUM_MEL_BANDS = 20, 1024, 512, 64
+NUM_MEL_FEATURES, MEL_WINDOW, MEL_HOP = 128, 2048, 512
+CHROMA_WINDOW, CHROMA_HOP = 8192, 2048
 
 
 def time_statistics(frames: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation over time of a feature and of its first and second differences.
-
-    Args:
-        frames (`np.ndarray` of shape `(T, C)`): one frame or more; a clip too short for a difference gets zeros.
-
-    Returns:
-        `np.ndarray` of shape `(6 * C,)`, float32: mean and deviation of the feature, of its first, of its second
-        differences.
-    """
+    """Mean and standard deviation over time of a feature `[T, C]`, then of its first and of its second differences:
+    `[6 * C]`, float32; a clip too short for a difference gets zeros."""
     parts = []
     for order in range(3):
         values = np.diff(frames, n=order, axis=0) if len(frames) > order else np.zeros_like(frames[:1])
@@ -120,11 +107,6 @@ class SpectralEncoder:
     hears_whole_rows = True
 
     @property
-    def layers(self) -> list[str]:
-        """The one layer."""
-        return [self.kind]
-
-    @property
     def hash(self) -> str:
         """Name and version of the feature's definition."""
         return f"{self.kind}-{SPECTRAL_VERSION}"
@@ -136,17 +118,8 @@ class SpectralEncoder:
     def rows(
         self, paths: Sequence[str | Path], window_seconds: float | None = None, precision: str = "fp32"
     ) -> FeatureRows:
-        """Statistics over time of whole audio files or of pieces of them: one row per piece.
-
-        Args:
-            paths (`Sequence[Path]`): audio files.
-            window_seconds (`float`, *optional*): length of a piece; the last one of a file may be shorter. None means
-                the file.
-            precision (`str`): has no say.
-
-        Returns:
-            `FeatureRows`: `6 * C` wide: mfcc 120, chroma 72, mel 768.
-        """
+        """Statistics over time of audio files, or of pieces of `window_seconds` of them: a row for each, `6 * C` wide
+        (mfcc 120, chroma 72, mel 768). `precision` has no say."""
         return FeatureRows.joined([self._rows_of_file(path, window_seconds) for path in paths])
 
     def _rows_of_file(self, path: str | Path, window_seconds: float | None) -> FeatureRows:

@@ -34,10 +34,9 @@ class FeatureRows:
 
     Attributes:
         features (`Mapping[str, np.ndarray]`): layer to features `[num_rows, C]`, float32.
-        offsets (`np.ndarray` of shape `(num_tracks + 1,)`): the rows of track `i` are `offsets[i]` to
-            `offsets[i + 1] - 1`.
-        num_frames (`np.ndarray` of shape `(num_rows,)`): frames that a row is the mean of.
-        seconds (`np.ndarray` of shape `(num_rows,)`): length of the audio behind a row.
+        offsets (`np.ndarray`, `[num_tracks + 1]`): the rows of track `i` are `offsets[i]` to `offsets[i + 1] - 1`.
+        num_frames (`np.ndarray`, `[num_rows]`): frames that a row is the mean of.
+        seconds (`np.ndarray`, `[num_rows]`): length of the audio behind a row.
     """
 
     features: Mapping[str, np.ndarray]
@@ -83,11 +82,8 @@ class FeatureRows:
         return self.chosen(np.concatenate([[], *rows]).astype(np.int64), row_offsets([len(each) for each in rows]))
 
     def merged(self, windows_per_row: int | None) -> "FeatureRows":
-        """Means, weighted by frames, of so many successive windows of a track, or of all its windows.
-
-        Args:
-            windows_per_row (`int`, *optional*): the last row of a track may hold fewer; None means all.
-        """
+        """Means, weighted by frames, of so many successive windows of a track, the last row perhaps of fewer; of all
+        for None."""
         starts = [
             np.arange(first, last, windows_per_row or max(1, last - first))
             for first, last in zip(self.offsets[:-1], self.offsets[1:], strict=True)
@@ -131,10 +127,8 @@ class FeatureStore:
         digests: Sequence[str] | None = None,
         label: str | None = None,
     ) -> FeatureRows:
-        """The rows of audio files, in the order of `paths`.
-
-        Windows are kept; they are merged to rows part by part, so that all windows of a large data set are never in
-        memory together.
+        """The rows of audio files, in the order of `paths`. Windows are kept, and merged to rows part by part: all
+        windows of a large data set are never in memory together.
 
         Args:
             paths: the files; equal content is heard once.
@@ -203,14 +197,14 @@ def _read_part(path: Path) -> FeatureRows:
         table, digests = file.read(), read_metadata(path)["audio"]
     audio = table["audio"].to_pylist()
     layers = [name for name in table.column_names if name not in ("audio", *_PER_ROW)]
-    features = {layer_of(name): matrix(table[name].combine_chunks()) for name in layers}
+    features = {name.removeprefix("layer_"): matrix(table[name].combine_chunks()) for name in layers}
     num_frames, seconds = (table[name].to_numpy() for name in _PER_ROW)
     return FeatureRows(features, row_offsets([audio.count(digest) for digest in digests]), num_frames, seconds)
 
 
 def _read_npz_part(path: Path) -> FeatureRows:
     with np.load(path) as stored:
-        features = {layer_of(name): stored[name] for name in stored.files if name.startswith("layer_")}
+        features = {name.removeprefix("layer_"): stored[name] for name in stored.files if name.startswith("layer_")}
         return FeatureRows(features, stored["offsets"], stored["num_frames"], stored["seconds"])
 
 
@@ -235,11 +229,6 @@ def column_of(layer: str) -> str:
     return layer if layer == "conv" else f"layer_{layer}"
 
 
-def layer_of(column: str) -> str:
-    """The layer of a column."""
-    return column.removeprefix("layer_")
-
-
 def vectors(values: np.ndarray) -> pa.Array:
     """`[n, C]` as an Arrow column of `n` lists of `C` numbers."""
     flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
@@ -252,13 +241,8 @@ def matrix(column: pa.Array) -> np.ndarray:
 
 
 def write_tables(target: Path, tables: Iterator[pa.Table], metadata: Mapping) -> None:
-    """Write tables, at least one, one after the other to a Parquet file that is either whole or not there.
-
-    Args:
-        target (`Path`): the file.
-        tables (iterator of `pa.Table`): of equal columns.
-        metadata (`Mapping`): kept in the file as JSON.
-    """
+    """Write tables of equal columns, at least one, one after the other to a Parquet file that is either whole or not
+    there; `metadata` is kept in it as JSON."""
     metadata = {METADATA_KEY: json.dumps(metadata)}
     with written_aside(target) as aside:
         first = next(tables).replace_schema_metadata(metadata)
@@ -290,8 +274,7 @@ def tables_of(parts: Sequence[Path]) -> Iterator[pa.Table]:
 
 
 def write_table_as_npz(target: Path, table: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write some arrays and the columns of numbers of a Parquet file to an npz file, whole or not at all; of a column
-    one row group is in memory."""
+    """Write arrays and the columns of numbers of a Parquet file to an npz file; one row group is in memory."""
     with written_aside(target) as aside, zipfile.ZipFile(aside, "w") as archive, pq.ParquetFile(table) as file:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

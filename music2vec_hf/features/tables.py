@@ -1,4 +1,5 @@
-"""Embeddings of many files as a table, or as a file for each: what `music2vec embed` writes.
+"""Embeddings of many files as a table, or as a file for each, as `music2vec embed` writes them, and the nearest
+neighbours in such a table.
 
 Every track is a part of its own, written as soon as it is embedded, and found by a run that goes on after one that was
 killed. A part is named by all that it depends on, so that a changed file or setting never reads an old one.
@@ -12,22 +13,20 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from music2vec_hf.audio.containers import TABLE_SUFFIXES, PackedFile
-from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource
-from music2vec_hf.audio.listing import Track, list_source
 from music2vec_hf.common.files import hold_lock
-from music2vec_hf.common.names import printable
 from music2vec_hf.common.precision import choose_precision
+from music2vec_hf.features.embeddings import InputTrack, list_inputs
 from music2vec_hf.features.encoders import choose_device, compile_model, load_encoder
 from music2vec_hf.features.store import (
     column_of,
+    matrix,
     read_metadata,
     tables_of,
     vectors,
@@ -37,84 +36,6 @@ from music2vec_hf.features.store import (
 from music2vec_hf.features.windows import HeardTrack, hear_tracks, window_rows
 
 _LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class InputTrack:
-    """A track to embed.
-
-    Args:
-        path (`str`): what the table calls it: the file's path, or its name in the data set.
-        name (`str`): its path below the folder or data set that was named; never leaves it.
-        source (`AudioSource`): to be opened.
-        stamp (`str`): changes where the file does.
-    """
-
-    path: str
-    name: str
-    source: AudioSource | PackedFile
-    stamp: str
-
-
-@dataclass
-class Inputs:
-    """Tracks, and (path, reason) of files that a manifest names but that are not there."""
-
-    tracks: list[InputTrack]
-    rejects: list[tuple[str, str]]
-
-
-def is_one_file(item: str | os.PathLike) -> bool:
-    """Whether this names one audio file, there or not, and no folder, manifest or data set."""
-    path = Path(item)
-    known = path.suffix.lower() in (".parquet", ".tar", *TABLE_SUFFIXES)
-    return not path.is_dir() and (path.suffix.lower() in AUDIO_SUFFIXES or (path.is_file() and not known))
-
-
-def list_inputs(inputs: Sequence[str | os.PathLike]) -> Inputs:
-    """List all tracks of some inputs.
-
-    Args:
-        inputs: audio files; or what [`music2vec_hf.audio.listing.list_source`] takes: folders, manifests, Parquet
-            files, archives, Hub ids; or corpora that `music2vec prepare` made, of which every clip is a track.
-
-    Raises:
-        ValueError: if there is nothing of a name, or no audio in it.
-    """
-    found = Inputs([], [])
-    for item in map(os.fspath, inputs):
-        if is_one_file(item):
-            name = _inside(printable(os.path.basename(item)))
-            found.tracks.append(InputTrack(printable(item), name, Path(item), _stamp(item)))
-            continue
-        listing = list_source(item)
-        found.rejects += listing.rejects
-        for track in sorted(listing.tracks, key=_place):
-            packed = isinstance(track.path, PackedFile)
-            path = track.source if packed else os.fspath(track.path)
-            stamp = f"{_stamp(track.path.container)} {track.path}" if packed else _stamp(path)
-            found.tracks.append(InputTrack(printable(path), _inside(track.source), track.path, stamp))
-    return found
-
-
-def _place(track: Track) -> tuple:
-    """The order of rows in a data set; files stay in theirs."""
-    file = track.path
-    return (file.container, file.start, file.length) if isinstance(file, PackedFile) else ()
-
-
-def _inside(name: str) -> str:
-    """A relative path that leads nowhere but down."""
-    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part.strip("/") not in ("", ".", "..")]
-    return "/".join(parts)
-
-
-def _stamp(path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return "not there"
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -152,20 +73,20 @@ def write_embeddings(
     Parquet the file's metadata under `music2vec_hf`) says what made the file.
 
     The output is written aside and renamed. A run that was killed goes on where it stood when it is started again.
-    Files that cannot be read are left out, counted and named. However long a track is, its samples and frames are in
-    memory piece by piece only.
+    Files that cannot be read are left out, counted and named, and truncated ones named, too. However long a track is,
+    its samples and frames are in memory piece by piece only.
 
     Args:
         model (`str` or `Path`): folder or Hub id of an audio model.
-        inputs: audio files; or folders, manifests, Parquet files or corpora, as [`list_inputs`] takes them.
+        inputs: audio files, folders, manifests, Parquet files, corpora or Hub ids; see [`list_inputs`].
         output (`str` or `Path`): a name that ends in `.parquet` or `.npz`; or a folder that exists or whose name ends
             in a slash, for one npz file a track, named by its path below its input.
         layers (`Sequence[str]`, *optional*): names of layers; all by default.
         settings: see [`TableSettings`].
 
     Returns:
-        `dict`: `tracks`, `reused` (how many of them an earlier run had embedded), `hours`, `layers`, and `rejects`, a
-        list of (path, reason).
+        `dict`: `tracks`, `reused` (how many of them an earlier run had embedded), `hours`, `layers`; `rejects`, a list
+        of (path, reason) of what was left out, and `truncated`, one of files that gave less audio than they state.
 
     Raises:
         ValueError: if there is no audio, none can be read, a layer is unknown, `output` is of another kind, or it is a
@@ -209,9 +130,17 @@ def write_embeddings(
             raise ValueError(f"None of the {len(rejects)} files could be read; the first: {rejects[0][1]}")
         # A folder is found from elsewhere, too.
         name = os.path.abspath(model) if os.path.isdir(model) else os.fspath(model)
-        seconds = table.finish(used, {"model": name, **made_by})
-    found = {"tracks": len(used), "reused": len(done), "hours": seconds / 3600, "layers": chosen}
-    return {**found, "rejects": rejects}
+        parts = table.finish(used, {"model": name, **made_by})
+    return {
+        "tracks": len(used),
+        "reused": len(done),
+        "hours": sum(part["duration"] for part in parts) / 3600,
+        "layers": chosen,
+        "rejects": rejects,
+        "truncated": [
+            (track.path, part["truncated"]) for track, part in zip(used, parts, strict=True) if part.get("truncated")
+        ],
+    }
 
 
 def _is_folder(output: str | Path) -> bool:
@@ -266,12 +195,13 @@ class _Table:
 
     def add(self, track: InputTrack, heard: HeardTrack, pool: str) -> None:
         """Write the rows of a track."""
-        write_tables(self._part(track), _rows_of(track.path, heard, pool), {"duration": heard.seconds})
+        about = {"duration": heard.seconds, "truncated": heard.truncated}
+        write_tables(self._part(track), _rows_of(track.path, heard, pool), about)
 
-    def finish(self, tracks: Sequence[InputTrack], settings: Mapping) -> float:
-        """Make the output of the parts of these tracks; gives the seconds of audio in it."""
+    def finish(self, tracks: Sequence[InputTrack], settings: Mapping) -> list[dict]:
+        """Make the output of the parts of these tracks; gives `duration` and `truncated` of each."""
         parts = [self._part(track) for track in tracks]
-        seconds = [read_metadata(part)["duration"] for part in parts]
+        about = [read_metadata(part) for part in parts]
         if self.output.suffix == ".parquet":
             write_tables(self.output, tables_of(parts), settings)
         else:
@@ -279,7 +209,7 @@ class _Table:
             write_tables(joined, tables_of(parts), settings)
             write_table_as_npz(self.output, joined, self._arrays(tracks, parts, settings))
         shutil.rmtree(self.parts)
-        return sum(seconds)
+        return about
 
     def _part(self, track: InputTrack) -> Path:
         text = json.dumps([self.settings, track.path, track.stamp], sort_keys=True)
@@ -324,23 +254,113 @@ class _Folder(_Table):
     def add(self, track: InputTrack, heard: HeardTrack, pool: str) -> None:
         super().add(track, heard, pool)
         part = self._part(track)
-        arrays = self._arrays([track], [part], self.settings)
-        write_table_as_npz(self._target(track), part, {**arrays, "stamp": np.array(track.stamp)})
+        arrays = self._arrays([track], [part], self.settings) | {"stamp": np.array(track.stamp)}
+        if heard.truncated:
+            arrays["truncated"] = np.array(heard.truncated)
+        write_table_as_npz(self._target(track), part, arrays)
         part.unlink()
 
-    def finish(self, tracks: Sequence[InputTrack], settings: Mapping) -> float:
+    def finish(self, tracks: Sequence[InputTrack], settings: Mapping) -> list[dict]:
         shutil.rmtree(self.parts)
-        return float(sum(self._read(self._target(track), "duration")[0] for track in tracks))
+        about = []
+        for target in map(self._target, tracks):
+            truncated = self._read(target, "truncated", optional=True)
+            about.append(
+                {"duration": float(self._read(target, "duration")[0]), "truncated": truncated and str(truncated)}
+            )
+        return about
 
     def _target(self, track: InputTrack) -> Path:
         return self.output / f"{track.name}.npz"
 
-    def _read(self, target: Path, name: str) -> np.ndarray:
+    def _read(self, target: Path, name: str, optional: bool = False) -> np.ndarray | None:
         try:
             with np.load(target, allow_pickle=False) as stored:
-                return stored[name]
+                return None if optional and name not in stored.files else stored[name]
         except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{target} is no file of embeddings ({error}); name another folder.") from error
 
 
-__all__ = ["InputTrack", "Inputs", "TableSettings", "is_one_file", "list_inputs", "write_embeddings"]
+def find_similar(
+    library: str | Path,
+    query: str | Path,
+    top: int = 10,
+    layer: str | None = None,
+    model: str | Path | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> list[tuple[str, float]]:
+    """The tracks whose mean embedding of one layer has the largest cosine with the query's.
+
+    The query is embedded as the library was: by the same model, with the same windows. The library is read block by
+    block.
+
+    Args:
+        library (`str` or `Path`): Parquet file of `music2vec embed`, with `pool="mean"`.
+        query (`str` or `Path`): audio file.
+        top (`int`): how many tracks, at least 1.
+        layer (`str`, *optional*): `conv`, `0`, `1`, ...; by default the last that the library has.
+        model (`str` or `Path`, *optional*): folder or Hub id; by default the one that the library names.
+        device (`str`): `cpu`, `cuda`, `mps` or `auto`.
+        trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
+
+    Returns:
+        `list[tuple[str, float]]`: path and cosine, the nearest first.
+
+    Raises:
+        ValueError: if the library is no such table, does not say which model made it, or another one did; or there is
+            no such layer. AudioError for a query that cannot be read.
+    """
+    if top < 1:
+        raise ValueError(f"`top` is {top}. Use at least 1.")
+    library = Path(library)
+    settings, layers = _read_library(library)
+    if layer is not None and str(layer) not in layers:
+        raise ValueError(f"{library} has no layer {layer}. It has {', '.join(layers)}.")
+    layer = layers[-1] if layer is None else str(layer)
+    if model is None and "model" not in settings:
+        raise ValueError(f"{library} does not say which model made it; name that model with --model.")
+    encoder = load_encoder(model or settings["model"], trust_remote_code=trust_remote_code)
+    if settings.get("model_hash", encoder.hash) != encoder.hash:
+        raise ValueError(
+            f"{model or settings['model']} has other weights than the model that made {library}; name that one with "
+            "--model, or embed the library anew."
+        )
+    encoder.check_layers([layer])
+    plan = encoder.plan(settings.get("window_seconds", 30.0), settings.get("overlap_seconds", 0.0))
+    encoder.model.to(choose_device(device))
+    heard = next(hear_tracks(encoder, [Path(query)], plan, [layer], precision=settings.get("precision", "fp32")))
+    vector = window_rows(heard.windows, encoder.sampling_rate).merged(None).features[layer][0]
+    return nearest(library, column_of(layer), vector, top)
+
+
+def nearest(library: Path, column: str, vector: np.ndarray, top: int) -> list[tuple[str, float]]:
+    """The rows of a table whose `column` has the largest cosine with `vector` `[C]`: (path, cosine), nearest first."""
+    width = pq.read_schema(library).field(column).type
+    if pa.types.is_fixed_size_list(width) and width.list_size != len(vector):
+        raise ValueError(f"{column} of {library} is {width.list_size} wide, the model {len(vector)}; name its model.")
+    paths, cosines = np.zeros(0, object), np.zeros(0)
+    query = vector.astype(np.float64) / np.linalg.norm(vector)
+    with pq.ParquetFile(library) as file:
+        for batch in file.iter_batches(batch_size=8_192, columns=["path", column]):
+            rows = matrix(batch.column(column))
+            found = rows @ query / np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
+            paths = np.concatenate([paths, np.array(batch.column("path").to_pylist(), object)])
+            cosines = np.concatenate([cosines, found])
+            best = np.argsort(-cosines, kind="stable")[:top]
+            paths, cosines = paths[best], cosines[best]
+    return list(zip(paths.tolist(), cosines.tolist(), strict=True))
+
+
+def _read_library(library: Path) -> tuple[dict, list[str]]:
+    """What made a table of embeddings, and the layers in it."""
+    try:
+        settings, columns = read_metadata(library) or {}, pq.read_schema(library).names
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{library} is no Parquet file; name one that `music2vec embed` wrote.") from error
+    if settings.get("pool", "mean") != "mean":
+        raise ValueError(f"{library} has a row for each frame; embed the library with --pool mean.")
+    layers = [name.removeprefix("layer_") for name in columns if name == "conv" or name.startswith("layer_")]
+    if "path" not in columns or not layers:
+        raise ValueError(f"{library} is no table of embeddings; its columns are {', '.join(columns)}.")
+    return settings, layers

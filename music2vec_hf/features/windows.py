@@ -6,6 +6,7 @@ it was batched with. A track that is too long to be held is decoded twice, once 
 its windows, so that ten hours cost no more memory than ten minutes.
 """
 
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,8 @@ class LoadedTrack:
 
     Attributes:
         num_samples (`int`): at the encoder's rate.
+        truncated, cancelled (`str` or `None`): a sentence, if the file gave less audio than it states; if its channels
+            cancel each other.
 
     Raises:
         ValueError: if the audio cannot be decoded, is not finite, or is shorter than one frame.
@@ -139,11 +142,12 @@ class LoadedTrack:
 
     def __init__(self, source: AudioSource | np.ndarray, encoder: "Encoder", number: int = 0):
         self.source, self.number, self._encoder = source, number, encoder
+        self.truncated = self.cancelled = None
         self.num_samples, total, squares = 0, 0.0, 0.0
         held: list[np.ndarray] = []
         # Extractors of others normalise whole tracks only.
         limit = HELD_SECONDS * encoder.sampling_rate if encoder.is_ours else np.inf
-        for block in self._blocks(warn=True):
+        for block in self._blocks():
             self.num_samples += len(block)
             held.append(block)
             if self.num_samples > limit:
@@ -182,14 +186,13 @@ class LoadedTrack:
         for block in self._blocks():
             yield extractor.standardize(block, self._mean, self._variance) if extractor.do_normalize else block
 
-    def _blocks(self, warn: bool = False) -> Iterator[np.ndarray]:
+    def _blocks(self) -> Iterator[np.ndarray]:
         if isinstance(self.source, np.ndarray):
             yield self.source
             return
         with AudioReader(self.source, target_rate=self._encoder.sampling_rate) as reader:
             yield from reader.blocks()
-            if warn:
-                reader.warn()
+            self.truncated, self.cancelled = reader.shortfall, reader.cancellation
 
 
 @dataclass
@@ -199,12 +202,14 @@ class HeardTrack:
     Attributes:
         number (`int`): place among the sources.
         seconds (`float`): length of its audio.
+        truncated (`str` or `None`): see [`LoadedTrack`].
         plan ([`WindowPlan`]): how it was cut.
         windows (iterator of [`Window`]): with their features; gone when the next track is asked for.
     """
 
     number: int
     seconds: float
+    truncated: str | None
     plan: WindowPlan
     windows: Iterator[Window]
 
@@ -238,7 +243,8 @@ def hear_tracks(
         layers (`Sequence[str]`): of `encoder.layers`.
         pool (`str`): `"mean"` or `"none"`.
         precision (`str`): of matrix products.
-        refuse: called with the number of a source that cannot be used, and the error, which is raised by default.
+        refuse: called with the number of a source that cannot be used, and the error. By default that is raised, and
+            for a truncated file there is a warning.
 
     Raises:
         ValueError: for an unknown pooling or precision, or where torch.compile fails.
@@ -248,7 +254,8 @@ def hear_tracks(
     hear = partial(_hear_together, encoder, layers, pool, precision)
     heard = _heard_windows(load_tracks(sources, encoder, refuse), plan, hear, READ_AHEAD_SECONDS[pool])
     for track, pairs in groupby(heard, key=lambda pair: pair[0]):
-        yield HeardTrack(track.number, track.num_samples / plan.sampling_rate, plan, (window for _, window in pairs))
+        seconds, windows = track.num_samples / plan.sampling_rate, (window for _, window in pairs)
+        yield HeardTrack(track.number, seconds, track.truncated, plan, windows)
 
 
 def load_tracks(
@@ -266,12 +273,14 @@ def load_tracks(
                 raise
             refuse(number, error)
             continue
+        for problem in filter(None, (track.truncated if refuse is None else None, track.cancelled)):
+            warnings.warn(f"{source_name(track.source)}: {problem}", stacklevel=2)
         yield track
 
 
 def _ahead(jobs: Iterable[Callable], num_threads: int) -> Iterator[Callable]:
-    """Work on jobs in threads, a few ahead of the one that is asked for; without threads each when it is asked for.
-    Yields functions, in the order of the jobs, that give a job's result or raise its error."""
+    """Work on jobs in threads, a few ahead of the one that is asked for. Yields functions, in the order of the jobs,
+    that give a job's result or raise its error."""
     if num_threads == 0:
         yield from jobs
         return
@@ -317,7 +326,8 @@ def _hear_together(encoder, layers, pool, precision, samples, windows) -> None:
         for batch in (pairs[start : start + size] for start in range(0, len(pairs), size)):
             together = [window for window, _ in batch]
             input_values = torch.from_numpy(np.stack([values for _, values in batch])).to(device)
-            with autocast(precision, device.type):
+            # The precision is ours, also where the caller computes under autocast.
+            with torch.autocast(device.type, enabled=False), autocast(precision, device.type):
                 frames = encoder.frames(input_values)
                 kept = {layer: _keep(values.float(), together, pool) for layer, values in frames if layer in layers}
             # Only now: a GPU that is asked for results after every layer waits each time.

@@ -3,6 +3,7 @@
 import math
 import os
 from fractions import Fraction
+from numbers import Real
 
 import numpy as np
 import torch
@@ -227,8 +228,8 @@ def _to_mono_float(clip) -> np.ndarray:
 def _resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Kaiser-windowed sinc interpolation `[N] -> [ceil(N * to_rate / from_rate)]`, as torchaudio's, which need not be
     there: tones up to 7.5 kHz pass, what would alias stays below -80 dB."""
-    if from_rate <= 0:
-        raise ValueError(f"`sampling_rate` is {from_rate}. Give the audio's rate in Hz, for example 44100.")
+    if not isinstance(from_rate, Real) or not from_rate > 0:
+        raise ValueError(f"`sampling_rate` is {from_rate!r}. Give the audio's rate in Hz, for example 44100.")
     # There is a filter for each output phase: a ratio of large numbers is rounded, by 1e-6 at most.
     ratio = Fraction(int(from_rate), int(to_rate)).limit_denominator(1_000)
     down, up = ratio.numerator, ratio.denominator  # `down` input samples become `up`

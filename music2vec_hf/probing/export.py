@@ -21,8 +21,7 @@ from transformers import PreTrainedConfig
 from music2vec_hf.common.files import check_new_folder, write_text, written_aside
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import metric_title
-from music2vec_hf.features.encoders import CONV, OWN_MODEL_TYPES, load_model
-from music2vec_hf.features.sources import FeatureSource
+from music2vec_hf.features.encoders import CONV, OWN_MODEL_TYPES, FeatureSource, load_model
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
 from music2vec_hf.probing.evaluation import row_seconds

@@ -31,7 +31,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 import music2vec_hf
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel, embed
 from music2vec_hf.cli import main
-from music2vec_hf.features.sources import open_source, resolve_sources
+from music2vec_hf.features.encoders import open_source, resolve_sources
 from music2vec_hf.features.store import FeatureStore
 root, track, out = sys.argv[1:]
 

@@ -17,7 +17,7 @@ from music2vec_hf.corpus import clips
 from music2vec_hf.corpus.inspection import format_summary, inspect_corpus
 from music2vec_hf.corpus.inspection_page import write_page
 from music2vec_hf.corpus.loading import load_corpus
-from music2vec_hf.features.tables import list_inputs
+from music2vec_hf.features.embeddings import list_inputs
 
 
 @pytest.fixture(autouse=True)

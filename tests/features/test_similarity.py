@@ -12,10 +12,8 @@ from toy_audio import noise
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel, embed
 from music2vec_hf.cli import main
-from music2vec_hf.features import similarity
-from music2vec_hf.features.similarity import find_similar, nearest
 from music2vec_hf.features.store import vectors
-from music2vec_hf.features.tables import write_embeddings
+from music2vec_hf.features.tables import find_similar, nearest, write_embeddings
 
 
 @pytest.fixture
@@ -56,25 +54,6 @@ def test_blocks_give_what_the_whole_gives(tmp_path):
     found = nearest(table_of(tmp_path, rows), "layer_0", vector, 30)
     assert [int(path) for path, _ in found] == best.tolist()
     np.testing.assert_allclose([cosine for _, cosine in found], cosines[best], atol=1e-6)
-
-
-def test_large_libraries_take_faiss(tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
-    rng = np.random.default_rng(0)
-    rows, vector = rng.standard_normal((300, 8)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
-    expected = nearest(table_of(tmp_path, rows), "layer_0", vector, 5)
-    monkeypatch.setattr(similarity, "FAISS_FROM_TRACKS", 100)
-    monkeypatch.setattr(similarity, "_by_numpy", None)
-    found = nearest(tmp_path / "table.parquet", "layer_0", vector, 5)
-    assert [path for path, _ in found] == [path for path, _ in expected]
-    np.testing.assert_allclose([c for _, c in found], [c for _, c in expected], atol=1e-5)
-
-
-def test_without_faiss_a_sentence_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(similarity, "FAISS_FROM_TRACKS", 2)
-    monkeypatch.setattr(similarity, "find_spec", lambda name: None)
-    assert nearest(table_of(tmp_path, np.eye(3, dtype=np.float32)), "layer_0", np.array([0, 1.0, 0.1]), 1)[0][0] == "1"
-    assert "faiss is not installed" in caplog.text
 
 
 def test_the_library_knows_its_model(encoder, library, tmp_path, tiny_config, encoder_folder):

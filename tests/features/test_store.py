@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from music2vec_hf.features import sources, store
+from music2vec_hf.features import encoders, store
 from music2vec_hf.features.encoders import Encoder
 from music2vec_hf.features.spectral import (
     SPECTRAL_FRAMES,
@@ -20,7 +20,7 @@ from music2vec_hf.features.spectral import (
     time_statistics,
 )
 
-CHROMA = sources.FeatureSource("chroma", "chroma")
+CHROMA = encoders.FeatureSource("chroma", "chroma")
 
 
 def noise(seconds, seed=0):
@@ -52,7 +52,7 @@ def computed(monkeypatch):
 
 
 def features_of(source, paths, cache_dir=None, row_seconds=None, **options):
-    return store.FeatureStore(cache_dir, sources.open_source(source), **options).rows(paths, row_seconds)
+    return store.FeatureStore(cache_dir, encoders.open_source(source), **options).rows(paths, row_seconds)
 
 
 def same(one, two):
@@ -63,13 +63,13 @@ def same(one, two):
 
 
 def test_sources_have_names_and_mistakes_get_a_sentence():
-    resolved = sources.resolve_sources({"a": "folder/model", "b": "random-init", "c": "mel"}, random_init_seed=7)
+    resolved = encoders.resolve_sources({"a": "folder/model", "b": "random-init", "c": "mel"}, random_init_seed=7)
     assert [source.kind for source in resolved] == ["model", "random-init", "mel"]
     assert resolved[1].model == "folder/model" and resolved[1].seed == 7
     with pytest.raises(ValueError, match="takes the shape of a model"):
-        sources.resolve_sources(["random-init"])
+        encoders.resolve_sources(["random-init"])
     with pytest.raises(ValueError, match="Two sources are called model"):
-        sources.resolve_sources(["a/model", "b/model"])
+        encoders.resolve_sources(["a/model", "b/model"])
 
 
 KILLED = """
@@ -137,8 +137,8 @@ def test_a_changed_file_is_heard_again_and_equal_content_once(paths, tmp_path, c
 
 
 def test_model_features_are_cached_by_weights_and_windows_but_not_by_rows(paths, tmp_path, encoder_folder, computed):
-    source = sources.resolve_sources([str(encoder_folder)])[0]
-    random = sources.FeatureSource("random-init", "random-init", str(encoder_folder), seed=3)
+    source = encoders.resolve_sources([str(encoder_folder)])[0]
+    random = encoders.FeatureSource("random-init", "random-init", str(encoder_folder), seed=3)
     cached = {"cache_dir": tmp_path / "cache", "window_seconds": 0.4}
     track = features_of(source, paths, **cached)
     assert track.rows_per_track.tolist() == [1] * 20 and list(track.features) == ["conv", "0", "1", "2", "3"]
@@ -164,7 +164,7 @@ def test_model_features_are_cached_by_weights_and_windows_but_not_by_rows(paths,
 
 @pytest.mark.parametrize("kind", SPECTRAL_FRAMES)
 def test_spectral_rows_are_those_of_the_clip_alone(kind, paths, tmp_path, computed):
-    source = sources.FeatureSource(kind, kind)
+    source = encoders.FeatureSource(kind, kind)
     rows = features_of(source, paths[-2:], row_seconds=0.5, cache_dir=tmp_path)
     assert rows.rows_per_track.tolist() == [3, 4] and rows.seconds[:3] == pytest.approx([0.5, 0.5, 0.5], abs=1e-6)
     for start in range(3):

@@ -16,8 +16,9 @@ from toy_audio import noise
 
 from music2vec_hf import embed
 from music2vec_hf.corpus.prepare import prepare_corpus
+from music2vec_hf.features.embeddings import list_inputs
 from music2vec_hf.features.store import write_tables
-from music2vec_hf.features.tables import list_inputs, write_embeddings
+from music2vec_hf.features.tables import write_embeddings
 from music2vec_hf.features.windows import hear_tracks
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
-from music2vec_hf.features.sources import open_source, resolve_sources
+from music2vec_hf.features.encoders import open_source, resolve_sources
 from music2vec_hf.features.store import FeatureStore
 from music2vec_hf.probing.export import export_probe, plan_exports
 from music2vec_hf.probing.probes import ProbeJob, ProbeSettings, TrainedProbe
