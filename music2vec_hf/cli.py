@@ -266,17 +266,15 @@ def embed(model, inputs, output, **settings) -> None:
     reused = f" ({summary['reused']} of them by an earlier run)" if summary["reused"] else ""
     print(
         f"{output}: {summary['tracks']} tracks{reused}, layers {', '.join(summary['layers'])}, "
-        f"{summary['hours']:.2f} h of audio; {len(summary['rejects'])} files could not be read, "
-        f"{len(summary['truncated'])} were truncated"
+        f"{summary['hours']:.2f} h; {len(summary['truncated'])} truncated, {len(summary['rejects'])} could not be read"
     )
-    for path, reason in summary["truncated"]:
-        print(f"  truncated: {path}: {reason}", file=sys.stderr)
+    _print_rejects(summary["truncated"], "truncated")
     _print_rejects(summary["rejects"])
 
 
-def _print_rejects(rejects) -> None:
+def _print_rejects(rejects, what: str = "left out") -> None:
     for path, reason in rejects:
-        print(f"  left out: {path}: {reason}", file=sys.stderr)
+        print(f"  {what}: {path}: {reason}", file=sys.stderr)
 
 
 @_verb(
