@@ -23,7 +23,7 @@ LIMITS = {
     "top": 900,
     "common": 900,
     "model": 1_690,
-    "audio": 2_300,
+    "audio": 2_550,
     "corpus": 3_900,
     "synthetic": 920,
     "features": 1_800,
