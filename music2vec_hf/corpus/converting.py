@@ -15,7 +15,7 @@ from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.listing import find_files
 from music2vec_hf.audio.reading import read_flac_crop, to_pcm
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.common.files import hold_lock, write_json, written_aside
+from music2vec_hf.common.files import hold_lock, write_json, write_text, written_aside
 from music2vec_hf.corpus.clips import encode_clip, write_tables
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,17 @@ def convert_to_wav(corpus: str | os.PathLike, progress: bool = True) -> dict:
         summary = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
         if todo:
             write_json(corpus / "corpus.json", {**summary, "converted": "wav"})
+            _correct_card(corpus / "README.md")
     return {"clips": summary["clips"], "bytes": sum(shard.stat().st_size for shard in shards), "failed": failed}
+
+
+def _correct_card(card: Path) -> None:
+    """Say WAV for FLAC, and change the line by which `datasets` tells what it has in its cache from this."""
+    if card.is_file():
+        text = (
+            card.read_text(encoding="utf-8").replace("16-bit FLAC", "16-bit WAV").replace("a FLAC file", "a WAV file")
+        )
+        write_text(card, text.replace("description: content ", "description: WAV of content "))
 
 
 def _clip_names(shard: Path) -> list[str]:

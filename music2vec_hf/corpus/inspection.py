@@ -189,7 +189,7 @@ def describe_corpus(inspection: Inspection) -> list[tuple[str, str]]:
         low, middle, high = np.percentile(levels, [5, 50, 95])
         facts.append(("level (RMS)", f"5 % {low:.1f}, 50 % {middle:.1f}, 95 % {high:.1f} dBFS"))
     facts.append(("constant offset", f"{(abs(inspection.means) > OFFSET).sum()} clips with a mean beyond {OFFSET:g}"))
-    store = summary.get("settings", {}).get("store", "flac").upper()
+    store = (summary.get("converted") or summary.get("settings", {}).get("store", "flac")).upper()
     rate = summary.get("sampling_rate", SAMPLING_RATE)
     facts.append(("rate of the clips", f"{rate} Hz, one channel, 16-bit {store}"))
     for label, name in {**SOURCE_COLUMNS, "suffixes of the sources": "suffix"}.items():

@@ -15,6 +15,7 @@ from awkward import TABLE, in_order, make_awkward_folder, music
 from toy_corpus import contents, kill, prepare, rejects_of, start_until, write
 
 from music2vec_hf.audio.reading import read_audio
+from music2vec_hf.corpus.converting import convert_to_wav
 from music2vec_hf.corpus.loading import load_corpus, read_clip, read_crop
 
 
@@ -217,6 +218,14 @@ def test_a_store_of_wav_holds_the_same_samples(tmp_path):
     with pytest.raises(ValueError, match="was made with store flac, now it is wav"):
         prepare(tmp_path / "source", tmp_path / "flac", store="wav")
     assert "mono 16-bit WAV" in (tmp_path / "wav" / "README.md").read_text()
+    # Converted, it is taken for either, and plain `datasets` does not give the rows that it has in its cache.
+    rows = datasets.load_dataset(str(tmp_path / "flac"), split="train")
+    convert_to_wav(tmp_path / "flac", progress=False)
+    for store in ("flac", "wav"):
+        prepare(tmp_path / "source", tmp_path / "flac", store=store)
+    again = datasets.load_dataset(str(tmp_path / "flac"), split="train")
+    assert [row["path"][-4:] for row in (rows["audio"][0], again["audio"][0])] == ["flac", ".wav"]
+    assert "16-bit WAV" in (tmp_path / "flac" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("version", [2, 3])
