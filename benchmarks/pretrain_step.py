@@ -218,7 +218,9 @@ def parts(recipe, state, batch: dict, device: torch.device) -> dict[str, Callabl
 
 def product_rate(precision: str, device: torch.device) -> float:
     """Floating-point operations per second of a bare matrix product of a feed-forward layer's size."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choose_precision(precision)]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        choose_precision(precision, device.type)
+    ]
     size = (498, 768, 3072) if device.type == "cpu" else (16384, 4096, 4096)
     left = torch.randn(size[0], size[1], device=device, dtype=dtype)
     right = torch.randn(size[1], size[2], device=device, dtype=dtype)
@@ -277,7 +279,7 @@ def report(args) -> str:
     times = in_turns({"ours": ours, "plain": plain}, args.pairs, device)
     by_part = in_turns(parts(recipe, state, batch, device), max(3, args.pairs // 2), device)
     rate = product_rate(args.precision, device)
-    precision, total = choose_precision(args.precision), sum(flops.values())
+    precision, total = choose_precision(args.precision, device.type), sum(flops.values())
     ratios = [slow / fast for slow, fast in zip(times["plain"], times["ours"], strict=True)]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads, CPU"
     lines = [

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,13 @@ def test_public_functions_and_classes_say_what_they_are():
             if named and not ast.get_docstring(node):
                 silent.append(f"{path.name}: {node.name}")
     assert silent == []
+
+
+def test_files_beside_the_code_are_packed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed = {path for pattern in settings["package-data"]["music2vec_hf"] for path in LIBRARY.glob(pattern)}
+    beside = {path for path in LIBRARY.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert beside and beside <= packed
 
 
 def test_the_readmes_verbs_exist():

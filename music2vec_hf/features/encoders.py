@@ -107,7 +107,7 @@ class Encoder:
         code = ""
         if type(self.model).__module__.startswith("transformers_modules"):
             code = hashlib.sha256(Path(inspect.getsourcefile(type(self.model))).read_bytes()).hexdigest()
-        run = f"windows of {window_seconds:g} s, {choose_precision(precision)}"
+        run = f"windows of {window_seconds:g} s, {choose_precision(precision, self.device.type)}"
         settings = json.dumps(config, sort_keys=True, default=str)
         return "\n".join([self.hash, self.extractor.to_json_string(), settings, code, run])
 

@@ -97,7 +97,7 @@ def write_embeddings(
     encoder = load_encoder(model, trust_remote_code=settings.trust_remote_code)
     chosen = encoder.check_layers(layers)
     plan = encoder.plan(settings.window_seconds, settings.overlap_seconds, times=settings.pool == "none")
-    listing = list_inputs(inputs)
+    listing, device = list_inputs(inputs), choose_device(settings.device)
     made_by = {
         "model_hash": encoder.hash,
         "feature_extractor": json.loads(encoder.extractor.to_json_string()),
@@ -105,11 +105,11 @@ def write_embeddings(
         "pool": settings.pool,
         "window_seconds": settings.window_seconds,
         "overlap_seconds": settings.overlap_seconds,
-        "precision": choose_precision(settings.precision),
+        "precision": choose_precision(settings.precision, device.type),
     }
     table = kind(Path(output), made_by)
     table.check(listing.tracks)
-    encoder.model.to(choose_device(settings.device))
+    encoder.model.to(device)
     if settings.compile:
         compile_model(encoder.model)
     with table.open():

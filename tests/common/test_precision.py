@@ -1,4 +1,4 @@
-"""Precision by name: what `auto` becomes, and that a matrix product then runs in it."""
+"""Precision by name: what `auto` becomes on a device, and that a matrix product then runs in it."""
 
 import pytest
 import torch
@@ -6,9 +6,23 @@ import torch
 from music2vec_hf.common.precision import autocast, choose_precision
 
 
-def test_precision_is_what_was_asked_for():
-    assert [choose_precision(name) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
-    assert choose_precision("auto") in ("fp32", "bf16")
+@pytest.mark.parametrize(
+    ("asked", "device", "gpu", "cpu", "found"),
+    [
+        ("fp16", "cpu", True, True, "fp16"),
+        ("auto", "cuda", True, False, "bf16"),
+        ("auto", "cuda", False, True, "fp32"),
+        ("auto", "cpu", True, False, "fp32"),  # whatever the GPU beside it can do
+        ("auto", "cpu", False, True, "bf16"),
+        ("auto", "mps", True, True, "fp32"),
+        ("auto", None, False, True, "bf16"),  # there is no GPU here
+    ],
+)
+def test_auto_asks_the_device_in_use(asked, device, gpu, cpu, found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": cpu})
+    assert choose_precision(asked, device) == found
 
 
 @pytest.mark.parametrize(
