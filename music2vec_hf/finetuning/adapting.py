@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
+from music2vec_hf.audio.labels import TAGS, VALUES, Labels
 from music2vec_hf.finetuning.arguments import FinetuneArguments
 from music2vec_hf.finetuning.clips import RandomCrops, collate
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
@@ -104,9 +105,15 @@ class WeightedLoss:
     def __init__(self, weights: torch.Tensor, several: bool):
         self.weights, self.several = weights, several
 
+    @classmethod
+    def of(cls, labels: Labels, targets: np.ndarray) -> "WeightedLoss":
+        """The loss that makes the classes or tags of the training split count alike. Raises ValueError for values."""
+        if labels.problem_type == VALUES:
+            raise ValueError("`class_weights` are for classes and tags; leave them out for regression.")
+        return cls(torch.from_numpy(class_weights(targets, len(labels.names))), labels.problem_type == TAGS)
+
     def __call__(self, outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-        logits = outputs["logits"].float()
-        weights = self.weights.to(logits.device)
+        logits, weights = outputs["logits"].float(), self.weights.to(outputs["logits"].device)
         if self.several:
             losses = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights, reduction="none")
         else:
@@ -124,4 +131,11 @@ def _add_lora(model: Music2VecForSequenceClassification, rank: int):
     return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_LORA_TARGETS), "default")
 
 
-__all__ = ["WeightedLoss", "choose_trained", "head_parameters", "make_optimizer", "standardise_features"]
+__all__ = [
+    "WeightedLoss",
+    "choose_trained",
+    "class_weights",
+    "head_parameters",
+    "make_optimizer",
+    "standardise_features",
+]

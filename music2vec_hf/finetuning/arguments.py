@@ -84,8 +84,6 @@ class FinetuneArguments(TrainingArguments):
             # LayerDrop leaves out layers, and a head need not read all of them; Trainer looks for such parameters only
             # without gradient checkpointing.
             self.ddp_find_unused_parameters = True
-        if self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
         super().__post_init__()
 
     @property

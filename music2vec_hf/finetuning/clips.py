@@ -13,8 +13,9 @@ from music2vec_hf.audio.listing import find_files
 from music2vec_hf.audio.reading import find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.corpus.loading import clip_lengths, load_corpus, read_crop
+from music2vec_hf.features.windows import WindowPlan
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
-from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor, cut_windows, window_samples
+from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 
 
 def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
@@ -49,7 +50,7 @@ def load_labelled_corpus(corpus: str | os.PathLike, split: str) -> Corpus:
 
 
 class Clips(Dataset):
-    """What both kinds of items share: reading a part of a clip, normalised by the whole clip's mean and deviation.
+    """Parts of clips as items `input_values [num_samples]` and `labels`, normalised by the whole clip.
 
     Args:
         corpus (`datasets.Dataset`): from [`load_labelled_corpus`].
@@ -68,9 +69,9 @@ class Clips(Dataset):
         if short:
             raise ValueError(f"{short} of the {len(corpus)} clips are shorter than one frame, 25 ms. Take them out.")
 
-    def part(self, clip: int, start: int, num_samples: int) -> dict[str, np.ndarray]:
-        """`input_values [num_samples]` and `labels` of a part of a clip."""
-        samples = read_crop(self.audio[clip], start, num_samples)
+    def part(self, clip: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The item of the samples from `start` to `stop` of a clip."""
+        samples = read_crop(self.audio[clip], start, stop - start)
         if self.extractor.do_normalize:
             samples = self.extractor.standardize(samples, float(self.means[clip]), float(self.stds[clip]) ** 2)
         return {"input_values": samples, "labels": self.targets[clip]}
@@ -100,7 +101,19 @@ class RandomCrops(Clips):
     def __getitem__(self, clip: int) -> dict[str, np.ndarray]:
         num_samples = min(self.num_samples, int(self.lengths[clip]))
         rng = np.random.default_rng([self.seed, self.epoch, clip])
-        return self.part(clip, int(rng.integers(self.lengths[clip] - num_samples + 1)), num_samples)
+        start = int(rng.integers(self.lengths[clip] - num_samples + 1))
+        return self.part(clip, start, start + num_samples)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells [`RandomCrops`] which epoch begins, also in a run that goes on from a checkpoint."""
+
+    def __init__(self, crops: RandomCrops):
+        self.crops = crops
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Called by `Trainer` before it starts to read."""
+        self.crops.epoch = int(state.epoch)
 
 
 class Windows(Clips):
@@ -113,14 +126,14 @@ class Windows(Clips):
 
     def __init__(self, corpus, targets, extractor, window_seconds: float, config: Music2VecConfig):
         super().__init__(corpus, targets, extractor)
-        window = window_samples(window_seconds, SAMPLING_RATE, config.receptive_field)
+        plan = WindowPlan.from_seconds(config, window_seconds)
         self.rows = [
-            (clip, start, stop - start)
+            (clip, window.start, window.stop)
             for clip, length in enumerate(self.lengths)
-            for start, stop in cut_windows(int(length), window, config.receptive_field)
+            for window in plan.windows(int(length))
         ]
         self.clips = np.array([clip for clip, _, _ in self.rows])
-        self.num_frames = np.array([config.num_frames(num_samples) for _, _, num_samples in self.rows])
+        self.num_frames = np.array([config.num_frames(stop - start) for _, start, stop in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,29 +148,16 @@ class Windows(Clips):
         return sums / np.bincount(self.clips, self.num_frames)[:, None]
 
 
-class EpochCallback(TrainerCallback):
-    """Tells [`RandomCrops`] which epoch begins, also in a run that goes on from a checkpoint."""
-
-    def __init__(self, crops: RandomCrops):
-        self.crops = crops
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """Called by `Trainer` before it starts to read."""
-        self.crops.epoch = int(state.epoch)
-
-
 def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Items -> `input_values [B, N]`, `labels`, and `attention_mask [B, N]` where lengths differ."""
-    lengths = [len(item["input_values"]) for item in items]
-    values = np.zeros((len(items), max(lengths)), dtype=np.float32)
-    for row, item in zip(values, items, strict=True):
-        row[: len(item["input_values"])] = item["input_values"]
+    lengths = torch.tensor([len(item["input_values"]) for item in items])
+    values = [torch.from_numpy(item["input_values"]) for item in items]
     batch = {
-        "input_values": torch.from_numpy(values),
+        "input_values": torch.nn.utils.rnn.pad_sequence(values, batch_first=True),
         "labels": torch.from_numpy(np.stack([item["labels"] for item in items])),
     }
-    if min(lengths) < max(lengths):
-        batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    if lengths.min() < lengths.max():
+        batch["attention_mask"] = (torch.arange(lengths.max()) < lengths[:, None]).long()
     return batch
 
 

@@ -11,19 +11,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from music2vec_hf.audio.labels import CLASSES, TAGS, VALUES, Labels, find_labels
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import get_metric, scorable_tags
-from music2vec_hf.finetuning.adapting import (
-    WeightedLoss,
-    choose_trained,
-    class_weights,
-    make_optimizer,
-    standardise_features,
-)
+from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer, standardise_features
 from music2vec_hf.finetuning.arguments import FinetuneArguments, parse_arguments
 from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
 
-_NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
+_NO_NOISE = dict.fromkeys(
+    ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
+)
 
 
 def finetune(args: FinetuneArguments) -> dict[str, float]:
@@ -32,9 +28,6 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
     `args.output_dir` gets the model (for mode `lora` with its matrices merged: a plain
     [`Music2VecForSequenceClassification`]), its feature extractor, `all_results.json`, and the checkpoints from which
     `args.resume` goes on. A run that was killed gives, when resumed, the result that it would have given.
-
-    Args:
-        args ([`FinetuneArguments`]).
 
     Returns:
         `dict`: scores of the best epoch on validation as `eval_<metric>` and, where `args.test_split` is named, on
@@ -47,9 +40,9 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
     checkpoint = get_last_checkpoint(output) if output.is_dir() else None
     if not args.resume and (checkpoint or (output / "config.json").exists()):
         raise ValueError(f"{output} already holds a run. Go on with --resume, or name another output_dir.")
-    corpora = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    corpora = {name: load_labelled_corpus(args.corpus, split) for name, split in corpora.items() if split}
-    labels = find_labels(corpora["train"], args.label, args.problem_type, "the split train")
+    splits = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    corpora = {name: load_labelled_corpus(args.corpus, split) for name, split in splits.items() if split}
+    labels = find_labels(corpora["train"], args.label, args.problem_type)
     targets = {name: labels.targets(corpus, f"the split {name}") for name, corpus in corpora.items()}
     model, extractor = _load(args, labels, targets["train"])
     crops = RandomCrops(corpora["train"], targets["train"], extractor, args.crop_seconds, args.seed)
@@ -79,24 +72,20 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
 
 
 def finetune_from_yaml(argv: Sequence[str]) -> str:
-    """Fine-tune by `CONFIG.yaml [--name value ...]`: the verb `music2vec finetune`.
-
-    Args:
-        argv (`Sequence[str]`): as in [`parse_arguments`].
+    """Fine-tune by `CONFIG.yaml [--name value ...]`, see [`parse_arguments`]: the verb `music2vec finetune`.
 
     Returns:
         `str`: the scores and where the model is, in lines for a person.
 
     Raises:
-        ValueError: as [`parse_arguments`] and [`finetune`].
-        OSError: if the file cannot be opened.
+        ValueError, OSError: as [`parse_arguments`] and [`finetune`].
     """
     args = parse_arguments(argv)
     lines = [f"{name:<28}{value:.4f}" for name, value in finetune(args).items()]
     return "\n".join([*lines, f"The model is in {args.output_dir}."])
 
 
-def _load(args: FinetuneArguments, labels: Labels, targets):
+def _load(args: FinetuneArguments, labels: Labels, targets: np.ndarray):
     """The model with a new head for these labels, and its feature extractor."""
     settings = {
         "problem_type": labels.problem_type,
@@ -108,13 +97,13 @@ def _load(args: FinetuneArguments, labels: Labels, targets):
         "classifier_dropout": args.classifier_dropout,
         "window_seconds": args.window_seconds,
     }
-    if labels.problem_type == "regression":
+    if labels.problem_type == VALUES:
         deviations = targets.std(0)
         if not (deviations > 0).all():
             raise ValueError(f"A column of {', '.join(labels.columns)} has one value only in the training split.")
         settings |= {"target_mean": targets.mean(0).tolist(), "target_std": deviations.tolist()}
     if args.mode == "frozen":
-        settings |= _NO_DROPOUT | {"layerdrop": 0.0}  # a frozen encoder has nothing to learn from noise
+        settings |= _NO_NOISE  # a frozen encoder has nothing to learn from it
     with explain_hub_errors(args.model, "a model"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         extractor = Music2VecFeatureExtractor.from_pretrained(args.model)
@@ -122,6 +111,23 @@ def _load(args: FinetuneArguments, labels: Labels, targets):
             args.model, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
         )
     return model, extractor
+
+
+def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: Labels) -> Trainer:
+    callbacks = [EpochCallback(crops)]
+    if args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    return Trainer(
+        model,
+        args,
+        data_collator=collate,
+        train_dataset=crops,
+        eval_dataset=validation,
+        compute_loss_func=WeightedLoss.of(labels, crops.targets) if args.class_weights else None,
+        compute_metrics=_scorer(validation, labels),
+        callbacks=callbacks,
+        optimizers=(make_optimizer(model, args), None),
+    )
 
 
 def _scorer(windows: Windows, labels: Labels):
@@ -134,12 +140,7 @@ def _scorer(windows: Windows, labels: Labels):
 
 
 def score_clips(labels: Labels, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Score the logits of clips.
-
-    Args:
-        labels ([`Labels`]): what the head predicts.
-        logits (`np.ndarray` of shape `(n, K)`): for regression the values themselves.
-        targets (`np.ndarray`): from [`Labels.targets`].
+    """Score the logits `(n, K)` of clips, for regression the values themselves, against [`Labels.targets`].
 
     Returns:
         `dict`: `accuracy`; or `roc_auc` and `average_precision`, macro over the tags that have both a positive and a
@@ -159,29 +160,6 @@ def score_clips(labels: Labels, logits: np.ndarray, targets: np.ndarray) -> dict
     if labels.problem_type == TAGS:
         scores["tags_left_out"] = np.sum(~scorable_tags(targets))
     return {name: float(value) for name, value in scores.items()}
-
-
-def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: Labels) -> Trainer:
-    callbacks = [EpochCallback(crops)]
-    if args.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
-    loss = None
-    if args.class_weights:
-        if labels.problem_type == "regression":
-            raise ValueError("`class_weights` are for classes and tags; leave them out for regression.")
-        weights = torch.from_numpy(class_weights(crops.targets, len(labels.names)))
-        loss = WeightedLoss(weights, labels.problem_type == "multi_label_classification")
-    return Trainer(
-        model,
-        args,
-        data_collator=collate,
-        train_dataset=crops,
-        eval_dataset=validation,
-        compute_loss_func=loss,
-        compute_metrics=_scorer(validation, labels),
-        callbacks=callbacks,
-        optimizers=(make_optimizer(model, args), None),
-    )
 
 
 __all__ = ["finetune", "finetune_from_yaml", "score_clips"]

@@ -18,7 +18,7 @@ def synthetic(tmp_path_factory):
 @pytest.fixture
 def pretrained(tiny_student, tmp_path):
     """Folder of a pretrained toy model, with dropout as real ones have."""
-    tiny_student.config.hidden_dropout = 0.1
+    tiny_student.config.hidden_dropout, tiny_student.config.layerdrop = 0.1, 0.1
     tiny_student.save_pretrained(tmp_path / "pretrained")
     Music2VecFeatureExtractor().save_pretrained(tmp_path / "pretrained")
     return tmp_path / "pretrained"
