@@ -1,4 +1,4 @@
-"""The real tables of MagnaTagATune, MTG-Jamendo and VocalSet, where they lie beside the checkout; no audio is needed."""
+"""The real tables of MagnaTagATune, MTG-Jamendo and VocalSet, where they lie beside the checkout."""
 
 import lzma
 import shutil

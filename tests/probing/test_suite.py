@@ -15,7 +15,6 @@ from music2vec_hf.probing.evaluation import probe
 from music2vec_hf.probing.probes import SEARCHES
 from music2vec_hf.probing.scores import Predictions, paired_difference
 from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, resolve_tasks
-from music2vec_hf.probing.tasks.songs import benchmark_split
 
 
 def test_mistakes_get_a_sentence(tmp_path):
@@ -155,7 +154,7 @@ def test_official_layouts_go_to_results_under_both_published_protocols(search, t
     full = SEARCHES[search]
     monkeypatch.setitem(SEARCHES, search, replace(full, settings=full.settings[-2:], max_steps=16, by_task={}))
     gtzan_subset(tmp_path / "gtzan", per_split=2)
-    build_emomusic(tmp_path / "emomusic", benchmark_split("emomusic_split.tsv"))
+    build_emomusic(tmp_path / "emomusic")
     path = suite.run_suite(
         ["mfcc"], ["gtzan", "emomusic"], tmp_path, tmp_path / "out", search, (0,), progress=False, allow_missing=True
     )

@@ -1,44 +1,44 @@
-"""Readers of data sets: official layouts, their variants and quirks, and the check before any compute."""
+"""Loading a task: declarations, the check of the audio before any compute, mistakes in the tables of any reader."""
 
 import hashlib
-import json
-from dataclasses import replace
+import shutil
 
 import numpy as np
 import pytest
 import torchaudio.datasets.gtzan as published
-from toy_datasets import GENRES, MTT_CLIPS, build_gtzan, build_magnatagatune, gtzan_subset, link, write_tone
+from toy_datasets import DATASETS, GENRES, copy_of, gtzan_subset, link, write_tone
 
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tables import list_path, read_table
-from music2vec_hf.probing.tasks import loading as tasks
-from music2vec_hf.probing.tasks.classes import split_stems
+from music2vec_hf.probing.tasks import loading
+from music2vec_hf.probing.tasks.classes import SINGERS, TECHNIQUES, split_stems
 from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task, resolve_tasks
 
 GTZAN_SUMS = {"train": "2b04966c", "validation": "f8fbee7c", "test": "09cafa6a"}
-MTT_COUNTS = {"magnatagatune": (4, 2, 3), "magnatagatune-filtered": (3, 1, 2)}
 
 
-@pytest.fixture(scope="module")
-def gtzan(tmp_path_factory):
-    return build_gtzan(tmp_path_factory.mktemp("gtzan"))
-
-
-@pytest.fixture
-def small_benchmark(monkeypatch):
-    """Declare the toy's sizes as the benchmark's."""
-    for name, counts in MTT_COUNTS.items():
-        monkeypatch.setitem(tasks.TASKS, name, replace(TASKS[name], counts=counts))
-
-
-def test_the_groups_are_the_papers_and_the_synthetic_tasks():
+def test_declarations_and_groups():
     assert resolve_tasks(["paper", "gtzan"]) == ("magnatagatune", "gtzan", "giantsteps", "emomusic")
-    assert "magnatagatune-filtered" in TASKS
+    assert len(resolve_tasks("synthetic")) == 4 and all(TASKS[name].synthetic for name in resolve_tasks("synthetic"))
     assert all(TASKS[name].counts and not TASKS[name].synthetic for name in resolve_tasks("paper"))
+    assert TASKS["vocalset-singer"].labels == SINGERS and TASKS["vocalset-technique"].labels == TECHNIQUES
+    assert TASKS["nsynth-pitch"].labels[0] == "0" and len(TASKS["nsynth-pitch"].labels) == 128
+    for subset, size in {"top50": 50, "genre": 87, "instrument": 40, "moodtheme": 56}.items():
+        labels = TASKS[f"mtg-jamendo-{subset}"].labels
+        assert len(labels) == size == len(set(labels)) and all("---" in label for label in labels)
+    unfiltered, filtered = TASKS["magnatagatune"], TASKS["magnatagatune-filtered"]
+    assert tuple(np.subtract(unfiltered.counts, (3_459, 296, 997))) == filtered.counts
+    assert sum(unfiltered.counts) == 25_863 - 3 and unfiltered.split_rule != filtered.split_rule
+    columns = list_path("magnatagatune_columns.txt").read_text().split()
+    assert columns[0] == "clip_id" and columns[-1] == "mp3_path"
+    assert sum(TASKS["giantsteps"].clip_counts) == 7_035 and sum(TASKS["emomusic"].counts) == 744
+    for load in (resolve_tasks, lambda name: load_task(name, ".")):
+        with pytest.raises(ValueError, match="no task 'mtt'"):
+            load("mtt")
 
 
-def test_gtzan_lists_are_the_published_ones():
+def test_gtzan_official_layout_is_the_benchmark(toy):
     stems = split_stems()
     assert stems == {
         "train": published.filtered_train,
@@ -46,38 +46,37 @@ def test_gtzan_lists_are_the_published_ones():
         "test": published.filtered_test,
     }
     for split, digest in GTZAN_SUMS.items():
-        content = list_path(f"gtzan_{split}.txt").read_bytes()
-        assert hashlib.sha256(content).hexdigest().startswith(digest)
-
-
-def test_gtzan_official_layout_is_the_benchmark(gtzan):
-    data = load_task("gtzan", gtzan)
+        assert hashlib.sha256(list_path(f"gtzan_{split}.txt").read_bytes()).hexdigest().startswith(digest)
+    data = load_task("gtzan", toy / "gtzan")
     assert data.comparable and data.differences == () and data.extra == ()
     assert data.split_sizes == {"train": 443, "validation": 197, "test": 290}
     assert data.task.labels == tuple(sorted(GENRES))
     for split in data.splits.values():
         for track, path, target in zip(split.track_ids, split.paths, split.targets, strict=True):
             assert path.parent.name == GENRES[target] == track.split(".")[0] and path.stem == track
-    assert load_task("gtzan", gtzan.parent / gtzan.name).paths == data.paths
+    assert load_task("gtzan", toy).paths == data.paths  # below the given folder, under the data set's name
 
 
-def test_gtzan_variants_are_found_by_stem(gtzan, tmp_path):
-    for folder, suffix in (("Data/genres_original", ".wav"), ("genres", ".au")):
-        root = tmp_path / suffix / "gtzan"  # below the given folder, under the data set's name
-        for path in gtzan.rglob("*.wav"):
-            link(path, root / folder / path.parent.name / f"{path.stem}{suffix}")
-        data = load_task("gtzan", root.parent)
-        assert data.comparable and {path.suffix for path in data.paths} == {suffix}
-
-
-def test_a_broken_jazz_00054_is_left_out_and_said(gtzan, tmp_path):
-    for path in gtzan.rglob("*.wav"):
-        if path.stem != "jazz.00054":
-            link(path, tmp_path / path.relative_to(gtzan))
-    with pytest.raises(FileNotFoundError, match=r"1 of 930 audio files are missing: .*jazz.00054.wav"):
-        load_task("gtzan", tmp_path)
-    (tmp_path / "genres" / "jazz" / "jazz.00054.wav").write_bytes(b"RIFF, but nothing that follows it")
+@pytest.mark.parametrize("folder, suffix", [("Data/genres_original", ".wav"), ("genres", ".au")])
+def test_gtzan_variants_are_found_by_stem_and_strangers_named(toy, tmp_path, folder, suffix):
+    for path in (toy / "gtzan").rglob("*.wav"):
+        link(path, tmp_path / folder / path.parent.name / f"{path.stem}{suffix}")
+    write_tone(tmp_path / "techno" / "techno.00001.wav")
+    write_tone(tmp_path / "more" / "blues.00029.wav")
     data = load_task("gtzan", tmp_path)
+    assert data.comparable and {path.suffix for path in data.paths} == {suffix}
+    assert data.extra == ("more/blues.00029.wav", "techno/techno.00001.wav")
+    assert "2 audio files: more/blues" in describe_check(data) and data.task.split_rule in describe_check(data)
+
+
+def test_a_broken_jazz_00054_is_left_out_and_said(toy, tmp_path):
+    root = copy_of(toy / "gtzan", tmp_path / "copy")
+    path = root / "genres" / "jazz" / "jazz.00054.wav"
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 930 audio files are missing: .*jazz.00054.wav"):
+        load_task("gtzan", root)
+    path.write_bytes(b"RIFF, but nothing that follows it")
+    data = load_task("gtzan", root)
     assert data.split_sizes["train"] == 442 == len(data.splits["train"].targets) and not data.comparable
     assert data.differences == (
         "train: the audio of 1 of 443 tracks is unreadable, left out: jazz.00054.",
@@ -85,21 +84,18 @@ def test_a_broken_jazz_00054_is_left_out_and_said(gtzan, tmp_path):
     )
 
 
-def test_missing_and_unreadable_files_are_named_and_left_out_only_when_asked(gtzan, tmp_path):
-    stems = split_stems()
+def test_missing_and_unreadable_files_are_named_and_left_out_only_when_asked(toy, tmp_path):
+    root, stems = copy_of(toy / "gtzan", tmp_path / "copy"), split_stems()
     missing, broken = stems["test"][0], stems["validation"][:7]
-    for path in gtzan.rglob("*.wav"):
-        target = tmp_path / path.relative_to(gtzan)
-        if path.stem in broken:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(b"")
-        elif path.stem != missing:
-            link(path, target)
+    for stem in (missing, *broken):
+        next(root.rglob(f"{stem}.wav")).unlink()
+    for stem in broken:
+        (root / "genres" / stem.split(".")[0] / f"{stem}.wav").touch()
     with pytest.raises(FileNotFoundError) as error:
-        load_task("gtzan", tmp_path)
-    assert f"1 of 930 audio files are missing: {tmp_path}/genres/blues/{missing}.wav." in str(error.value)
+        load_task("gtzan", root)
+    assert f"1 of 930 audio files are missing: {root}/genres/blues/{missing}.wav." in str(error.value)
     assert "7 of 930 audio files cannot be read" in str(error.value) and "and 2 more" in str(error.value)
-    data = load_task("gtzan", tmp_path, allow_missing=True)
+    data = load_task("gtzan", root, allow_missing=True)
     assert data.split_sizes == {"train": 443, "validation": 190, "test": 289} and not data.comparable
     assert data.differences[0].endswith(f"unreadable, left out: {', '.join(broken[:5])} and 2 more.")
     assert data.affected[data.differences[0]] == tuple(broken)
@@ -107,119 +103,88 @@ def test_missing_and_unreadable_files_are_named_and_left_out_only_when_asked(gtz
     assert "validation: 190 tracks, the benchmark has 197." in describe_check(data)
     for split in data.splits.values():
         assert [GENRES[target] for target in split.targets] == [track.split(".")[0] for track in split.track_ids]
-    link(next(gtzan.rglob("*.wav")), tmp_path / "genres" / "blues" / f"{missing}.wav")
+    link(next(root.rglob("*.wav")), root / "genres" / "blues" / f"{missing}.wav")
     with pytest.raises(ValueError, match="7 of 930 audio files cannot be read"):
-        load_task("gtzan", tmp_path)
-
-
-def test_files_that_gtzan_does_not_know_are_named_and_not_used(gtzan, tmp_path):
-    for path in gtzan.rglob("*.wav"):
-        link(path, tmp_path / path.relative_to(gtzan))
-    write_tone(tmp_path / "genres" / "techno" / "techno.00001.wav")
-    write_tone(tmp_path / "copy" / "blues.00029.wav")
-    data = load_task("gtzan", tmp_path)
-    assert len(data.extra) == 2 and any(name.endswith("techno/techno.00001.wav") for name in data.extra)
-    assert data.comparable and "2 audio files: " in describe_check(data)
-    (tmp_path / "empty").mkdir()
+        load_task("gtzan", root)
+    shutil.rmtree(root / "genres")
     with pytest.raises(FileNotFoundError, match="has no clip of GTZAN such as genres/blues"):
-        load_task("gtzan", tmp_path / "empty")
+        load_task("gtzan", root)
+    write_tone(root / f"{missing}.wav")
     with pytest.raises(ValueError, match="no usable track in the split 'train'"):
-        link(next(gtzan.rglob("*.wav")), tmp_path / "one" / f"{split_stems()['test'][0]}.wav")
-        load_task("gtzan", tmp_path / "one", allow_missing=True)
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        {},
-        {"audio": "mp3", "quoted": False},
-        {"audio": "Audio", "newline": "\r\n"},
-        {"suffix": ".flac"},
-    ],
-    ids=str,
-)
-def test_magnatagatune_layouts(tmp_path, small_benchmark, layout):
-    root = build_magnatagatune(tmp_path, **layout)
-    data = load_task("magnatagatune", root)
-    assert {split: data.splits[split].track_ids for split in data.splits} == {
-        "train": ("6", "10", "11", "23"),
-        "validation": ("14", "19"),
-        "test": ("2", "21", "22"),
-    }
-    tags = {str(clip): set(tags) - {"harpsicord"} for clip, _, tags in MTT_CLIPS}
-    for split in data.splits.values():
-        for track, path, target in zip(split.track_ids, split.paths, split.targets, strict=True):
-            assert {label for label, one in zip(data.task.labels, target, strict=True) if one} == tags[track]
-            assert f"-{int(track):02d}-" in path.name
-    assert data.extra == () and data.task.labels[:3] == ("guitar", "classical", "slow") and len(data.task.labels) == 50
-    # Sizes fit, tags do not: the toy's tags are as rare as ten clips make them.
-    assert [sentence.split(":")[0] for sentence in data.differences] == ["train", "validation", "test"]
-    assert "guitar 2 instead of 3469" in data.differences[0]
-
-
-def test_filtered_and_unfiltered_magnatagatune_are_two_tasks(tmp_path, small_benchmark):
-    root = build_magnatagatune(tmp_path)
-    data, filtered = load_task("magnatagatune", root), load_task("magnatagatune-filtered", root)
-    assert data.split_sizes == {"train": 4, "validation": 2, "test": 3}
-    assert filtered.split_sizes == {"train": 3, "validation": 1, "test": 2}
-    assert data.task.name != filtered.task.name and data.task.split_rule != filtered.task.split_rule
-    assert all(split.targets.any(axis=1).all() for split in filtered.splits.values())
-    assert not all(split.targets.any(axis=1).all() for split in data.splits.values())
-    assert TASKS["magnatagatune-filtered"].counts != TASKS["magnatagatune"].counts
-    with pytest.raises(ValueError, match="no task 'mtt'"):
-        load_task("mtt", root)
-
-
-def test_the_counts_that_ship_are_those_of_the_benchmark():
-    unfiltered, filtered = TASKS["magnatagatune"].counts, TASKS["magnatagatune-filtered"].counts
-    without_tag = (3_459, 296, 997)
-    assert tuple(np.subtract(unfiltered, without_tag)) == filtered and sum(unfiltered) == 25_863 - 3
-    columns = list_path("magnatagatune_columns.txt").read_text().split()
-    assert columns[0] == "clip_id" and columns[-1] == "mp3_path"
-    assert sum(TASKS["giantsteps"].clip_counts) == 7_035 and sum(TASKS["emomusic"].counts) == 744
-
-
-def test_magnatagatune_mistakes_get_a_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no annotations_final.csv, .* Get it from: https://mirg"):
-        load_task("magnatagatune", tmp_path)
-    root = build_magnatagatune(tmp_path)
-    table = root / "annotations_final.csv"
-    text = table.read_text()
-    table.write_text(text.replace("\t", ","))
-    with pytest.raises(
-        ValueError, match=r"has no column clip_id, guitar, .* 44 more; its columns, separated by a tab, are "
-    ):
-        load_task("magnatagatune", root)
-    table.write_text(text.replace('"f/some', '"x/some'))
-    with pytest.raises(ValueError, match=r"Clip 2 of .* has the path 'x/some"):
-        load_task("magnatagatune", root)
-    table.write_text(text.replace('"1"', '"yes"'))
-    with pytest.raises(ValueError, match="has the tag value 'yes'"):
-        load_task("magnatagatune", root)
-    table.write_text(text)
-    for folder in [path for path in root.iterdir() if path.is_dir()]:
-        folder.rename(root / f"part-{folder.name}")
-    with pytest.raises(FileNotFoundError, match="has the folders 0 to f"):
-        load_task("magnatagatune", root)
-
-
-def test_tables_are_read_by_name_whatever_their_quirks(tmp_path):
-    table = tmp_path / "table.txt"
-    table.write_bytes('\ufeffMORE\t"ID"\t KEY \t\r\nx\t"5061"\tD# minor \t\r\n\r\ny\t5881\tA major'.encode())
-    assert read_table(table, "\t", ("ID", "KEY")) == [
-        {"ID": "5061", "KEY": "D# minor"},
-        {"ID": "5881", "KEY": "A major"},
-    ]
-    table.write_text("ID\tKEY\n5061\n")
-    with pytest.raises(ValueError, match=r"Line 2 of .* has 1 fields, its header 2"):
-        read_table(table, "\t", ("ID", "KEY"))
+        load_task("gtzan", root, allow_missing=True)
 
 
 def test_the_length_is_the_one_that_the_header_states(tmp_path):
     """Only headers are read: that a file breaks off is found when its features are computed."""
     path = write_tone(tmp_path / "a.wav", seconds=1.0)
     path.write_bytes(path.read_bytes()[:8_000])
-    assert tasks.read_headers([path]) == ({path: 1.0}, {})
+    assert loading.read_headers([path]) == ({path: 1.0}, {})
+
+
+def test_tables_are_read_by_name_whatever_their_quirks(tmp_path):
+    table = tmp_path / "table.txt"
+    table.write_bytes('\ufeffMORE\t"ID"\t KEY \t\r\nx\t"5061"\tD# minor \t\r\n\r\ny\t5881\tA major'.encode())
+    rows = [{"ID": "5061", "KEY": "D# minor"}, {"ID": "5881", "KEY": "A major"}]
+    assert read_table(table, "\t", ("ID", "KEY")) == rows
+    table.write_text("ID\tKEY\n5061\n")
+    with pytest.raises(ValueError, match=r"Line 2 of .* has 1 fields, its header 2"):
+        read_table(table, "\t", ("ID", "KEY"))
+
+
+TABLES = [
+    ("magnatagatune", "annotations_final.csv"),
+    ("emomusic", "songs_info.csv"),
+    ("emomusic", "static_annotations.csv"),
+    ("giantsteps", "giantsteps-mtg-key-dataset-master/annotations/annotations.txt"),
+    ("giantsteps", "giantsteps-mtg-key-dataset-master/annotations/beatport_metadata.txt"),
+    ("giantsteps", "giantsteps-key-dataset/annotations/key/1004923.LOFI.key"),
+    ("mtg-jamendo-genre", "data/splits/split-0/autotagging_genre-validation.tsv"),
+    ("nsynth-pitch", "nsynth-valid/examples.json"),
+]
+
+
+@pytest.mark.parametrize("name, table", TABLES, ids=lambda value: value.split("/")[-1])
+def test_a_table_that_cannot_be_read_is_named_with_where_to_get_it(name, table, toy, tmp_path):
+    root = copy_of(toy / TASKS[name].dataset, tmp_path / "copy")
+    source = TASKS[name].source[:30]
+    text = (root / table).read_bytes()
+    for content in (text + b"\ncaf\xe9", ("\ufeff" + text.decode()).encode("utf-16")):
+        (root / table).unlink()
+        (root / table).write_bytes(content)
+        with pytest.raises(ValueError, match=r"UTF-8|examples.json") as error:
+            load_task(name, root)
+        assert table.rpartition("/")[2] in str(error.value) and source in str(error.value)
+        assert len(str(error.value)) < 700 and "\n" not in str(error.value)
+    (root / table).unlink()
+    if name == "giantsteps" and table.endswith(".key"):  # one song less, not the table
+        assert any("in the benchmark but not in these annotations" in s for s in load_task(name, root).differences)
+        return
+    with pytest.raises(FileNotFoundError) as error:
+        load_task(name, root)
+    assert table.rpartition("/")[2] in str(error.value) and source in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, repository, copy",
+    [
+        ("giantsteps", "giantsteps-key-dataset", "giantsteps-key-dataset-2"),
+        ("giantsteps", "giantsteps-mtg-key-dataset-master", "old"),
+        ("mtg-jamendo-genre", "data", "mtg-jamendo-dataset/data"),
+        ("magnatagatune", "annotations_final.csv", "two/annotations_final.csv"),
+    ],
+)
+def test_two_copies_of_a_repository_are_refused_in_one_short_sentence(name, repository, copy, toy, tmp_path):
+    root = copy_of(toy / TASKS[name].dataset, tmp_path / "twice")
+    (root / copy).parent.mkdir(exist_ok=True)
+    shutil.copytree(root / repository, root / copy) if (root / repository).is_dir() else link(
+        root / repository, root / copy
+    )
+    if name == "magnatagatune":
+        (root / "one").mkdir()
+        (root / repository).rename(root / "one" / repository)
+    with pytest.raises(ValueError, match="has 2 copies of ") as error:
+        load_task(name, root)
+    assert len(str(error.value)) < 500 and str(error.value).endswith("Keep one of them.")
 
 
 def test_a_toy_gtzan_goes_from_folder_to_results(tmp_path):
@@ -227,9 +192,16 @@ def test_a_toy_gtzan_goes_from_folder_to_results(tmp_path):
     with pytest.raises(FileNotFoundError, match="810 of 930 audio files are missing"):
         run_suite({"mfcc": "mfcc"}, "gtzan", root, tmp_path / "refused", progress=False)
     path = run_suite({"mfcc": "mfcc"}, "gtzan", root, tmp_path / "out", seeds=(0,), progress=False, allow_missing=True)
-    records = {record["source"]: record for record in read_results(path)["records"]}
+    results = read_results(path)
+    records = {record["source"]: record for record in results["records"]}
     assert records["mfcc"]["value"] == 1.0 and records["chance"]["value"] == pytest.approx(0.1)
     for record in records.values():
         assert record["split_sizes"] == {"train": 40, "validation": 40, "test": 40}
         assert "train: 40 tracks, the benchmark has 443." in record["differences"]
-    json.dumps(records)
+        assert all(len(sentence) < 300 for sentence in record["differences"])
+    sentence = next(one for one in records["mfcc"]["differences"] if one.startswith("train: the audio of 403 of 443"))
+    assert len(results["affected_tracks"]["gtzan"][sentence]) == 403
+
+
+def test_every_data_set_has_a_toy():
+    assert {task.dataset for task in TASKS.values()} == {*DATASETS, "synthetic", ""}

@@ -2,17 +2,18 @@
 
 import csv
 import hashlib
+import json
 import os
-from pathlib import Path
+import shutil
 
 import numpy as np
 import soundfile
 
 from music2vec_hf.probing.tables import list_path, read_table
-from music2vec_hf.probing.tasks.classes import split_stems
+from music2vec_hf.probing.tasks.classes import SINGERS, split_stems
 from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import TASKS
-from music2vec_hf.probing.tasks.songs import EMOMUSIC_STATISTICS, split_by_artist
+from music2vec_hf.probing.tasks.songs import EMOMUSIC_STATISTICS, benchmark_split, split_by_artist
 
 GENRES = TASKS["gtzan"].labels
 SHARPS = {"Db": "C#", "Eb": "D#", "Gb": "F#", "Ab": "G#", "Bb": "A#"}
@@ -30,6 +31,22 @@ def link(source, target):
     """One more name for an audio file, so that a data set of full size costs no space."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.link(source, target)
+
+
+def copy_of(root, target):
+    """A copy made of links, to be edited."""
+    shutil.copytree(root, target, copy_function=lambda source, to: os.link(source, to))
+    return target
+
+
+def edit(path, change):
+    """Change a file's text or bytes; a new file, because a copy is a link. Returns whether anything changed."""
+    content = path.read_bytes()
+    changed = change(content.decode())
+    changed = changed.encode() if isinstance(changed, str) else changed
+    path.unlink()
+    path.write_bytes(changed)
+    assert changed != content
 
 
 def build_gtzan(root, folder="genres", suffix=".wav"):
@@ -100,19 +117,18 @@ def _emomusic_artists(split_of):
     return {song: f" 5{found[split][int(song) % 40]}.  " for song, split in split_of.items()}
 
 
-def build_emomusic(root, split_of, annotations="", benchmark_values=True, seed=0):
+def build_emomusic(root, seed=0):
     """Both tables with stray tabs and CR LF, and one clip per song; values have the benchmark's statistics."""
+    split_of = benchmark_split("emomusic_split.tsv")
     songs = list(split_of)
     artists = _emomusic_artists(split_of)
     values = np.random.default_rng(seed).uniform(2, 8, (len(songs), 2))
     development = np.array([split_of[song] != "test" for song in songs])
-    if benchmark_values:
-        mean, deviation = map(np.array, EMOMUSIC_STATISTICS)
-        chosen = values[development]
-        values = (values - chosen.mean(axis=0)) / chosen.std(axis=0) * deviation + mean
-    folder = root / annotations
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "songs_info.csv", "w", newline="", encoding="utf-8") as file:
+    mean, deviation = map(np.array, EMOMUSIC_STATISTICS)
+    chosen = values[development]
+    values = (values - chosen.mean(axis=0)) / chosen.std(axis=0) * deviation + mean
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "songs_info.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)  # CR LF
         writer.writerow(
             "song_id,file_name,Artist,Song title,start of the segment (min.sec),end of the segment (min.sec),Genre,"
@@ -122,7 +138,7 @@ def build_emomusic(root, split_of, annotations="", benchmark_values=True, seed=0
             place = "evaluation" if split_of[song] == "test" else "development"
             title = f"A, song \t{song}"
             writer.writerow([song, f"{song}.mp3", f"{artists[song]}\t", title, "2.1", "1", "Blues", f"{place}\t"])
-    with open(folder / "static_annotations.csv", "w", encoding="utf-8") as file:
+    with open(root / "static_annotations.csv", "w", encoding="utf-8") as file:
         file.write("song_id,mean_arousal,std_arousal,mean_valence,std_valence\n")
         file.write(
             "\n".join(f"{song},{a!r},0.5,{v!r},0.6" for song, (a, v) in zip(songs, values.tolist(), strict=True))
@@ -163,7 +179,7 @@ def _sharp(key):
     return f"{SHARPS.get(tonic, tonic)} {mode}"
 
 
-def build_giantsteps(root, audio="{repository}/audio"):
+def build_giantsteps(root):
     """Both repositories with all their songs; those that the benchmark leaves out have no audio here."""
     test_root, train_root = root / "giantsteps-key-dataset", root / "giantsteps-mtg-key-dataset-master"
     songs = read_table(list_path("giantsteps_split.tsv"), "\t", ("track_id", "split", "clips"))
@@ -178,8 +194,7 @@ def build_giantsteps(root, audio="{repository}/audio"):
     for number, song in enumerate(songs):
         track, split = song["track_id"], song["split"]
         repository = test_root if split == "test" else train_root
-        target = Path(audio.format(repository=repository.name)) / f"{track}.LOFI.mp3"
-        link(audio_of[song["clips"]], root / target)
+        link(audio_of[song["clips"]], repository / "audio" / f"{track}.LOFI.mp3")
         if split == "test":
             (test_root / "annotations" / "key" / f"{track}.LOFI.key").write_text(keys[track])
             continue
@@ -201,3 +216,57 @@ def build_giantsteps(root, audio="{repository}/audio"):
     for path in audio_of.values():
         path.unlink()
     return root
+
+
+JAMENDO = {
+    "train": (("41", 241, "genre---rock"), ("75", 775, "genre---easylistening\tgenre---electronic\tgenre---lounge")),
+    "validation": (("00", 1_100, "genre---rock\tgenre---electronic"),),
+    "test": (("07", 1_307, "genre---electronic"), ("08", 1_308, "genre---rock")),
+}
+
+
+def build_jamendo(root, audio="audio", low=""):
+    """Split 0 of the genre subset, five tracks in full or low quality."""
+    folder = root / "data" / "splits" / "split-0"
+    folder.mkdir(parents=True)
+    for split, tracks in JAMENDO.items():
+        lines = ["TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS"]
+        for place, track, tags in tracks:
+            lines.append(f"track_{track:07d}\tartist_000005\talbum_000033\t{place}/{track}.mp3\t340.1\t{tags}")
+            write_tone(root / audio / place / f"{track}{low}.mp3", seconds=0.5)
+        (folder / f"autotagging_genre-{split}.tsv").write_bytes("\r\n".join([*lines, ""]).encode())
+    return root
+
+
+def build_nsynth(root):
+    """Five notes of three families."""
+    for split, families in (("train", ("bass", "vocal")), ("valid", ("bass",)), ("test", ("reed", "bass"))):
+        notes = {}
+        for number, family in enumerate(families):
+            name = f"{family}_synthetic_{split}-0{60 + number}-025"
+            notes[name] = {"note_str": name, "pitch": 60 + number, "instrument_family_str": family}
+            write_tone(root / f"nsynth-{split}" / "audio" / f"{name}.wav", seconds=0.5)
+        (root / f"nsynth-{split}" / "examples.json").write_text(json.dumps(notes))
+    return root
+
+
+def build_vocalset(root, top="FULL"):
+    """Two recordings of three techniques by every singer, and one of a technique that only the singers' task has."""
+    for singer in SINGERS:
+        folder = root / top / f"{'female' if singer[0] == 'f' else 'male'}{singer[1:]}"
+        for technique in ("belt", "straight", "vocal_fry"):
+            for context in ("arpeggios", "scales"):
+                write_tone(folder / context / technique / f"{singer}_{context}_{technique}_a.wav")
+        write_tone(folder / "scales" / "slow_forte" / f"{singer}_scales_slow_forte_a.wav")
+    return root
+
+
+DATASETS = {
+    "gtzan": build_gtzan,
+    "magnatagatune": build_magnatagatune,
+    "emomusic": build_emomusic,
+    "giantsteps": build_giantsteps,
+    "mtg-jamendo": build_jamendo,
+    "nsynth": build_nsynth,
+    "vocalset": build_vocalset,
+}

@@ -201,7 +201,8 @@ def _find_recordings(folder: Path) -> _Found:
     for technique, name in sorted(by_name, key=lambda item: (item[0], f"{item[1]}.wav")):
         found.recordings.append(Recording(technique, name, numbers[technique], by_name[technique, name]))
         numbers[technique] += 1
-    found.copies = sorted([*found.copies, *_copies(list(by_name.values()))])
+    found.copies += _copies([path for path in by_name.values() if path not in found.misfiled])
+    found.copies.sort()
     return found
 
 
