@@ -1,6 +1,5 @@
 """A model folder to the Hub: weights, extractor, generated card, and the code that loads them without this library."""
 
-import importlib
 import json
 import re
 import shutil
@@ -15,28 +14,13 @@ from music2vec_hf.common.files import check_new_folder, written_aside
 from music2vec_hf.common.hub import explain_push_errors
 from music2vec_hf.common.results import RESULTS, read_json, with_format
 from music2vec_hf.hub.card import CONFIG, PARTS, read_model_config, read_scores, weight_files, write_model_card
-from music2vec_hf.model.configuration_music2vec import Music2VecConfig
-from music2vec_hf.model.encoder_music2vec import Music2VecModel
-from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
-from music2vec_hf.model.heads_music2vec import Music2VecForAudioFrameClassification, Music2VecForSequenceClassification
-from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
-from music2vec_hf.model.pipeline_music2vec import CUSTOM_PIPELINES, Music2VecAudioClassificationPipeline
+from music2vec_hf.model import configuration_music2vec
 
 CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Left in a repository from an earlier push they would be loaded instead of, or beside, the new ones.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-# File -> Auto class -> ours. `save_pretrained` would only name the class that is being saved.
-_AUTO_CLASSES = {
-    CONFIG: {
-        "AutoConfig": Music2VecConfig,
-        "AutoModel": Music2VecModel,
-        "AutoModelForPreTraining": Music2VecForPreTraining,
-        "AutoModelForAudioClassification": Music2VecForSequenceClassification,
-        "AutoModelForAudioFrameClassification": Music2VecForAudioFrameClassification,
-    },
-    EXTRACTOR: {"AutoFeatureExtractor": Music2VecFeatureExtractor},
-}
+_CLIP_HEAD, _OUR_EXTRACTOR = "Music2VecForSequenceClassification", "Music2VecFeatureExtractor"
 
 
 @dataclass(frozen=True)
@@ -130,25 +114,18 @@ def with_remote_code(folder: str | Path) -> dict[str, Path | bytes]:
 
     Source: transformers `dynamic_module_utils.custom_object_save`.
     """
-    modules = {Music2VecAudioClassificationPipeline.__module__}
-    files: dict[str, Path | bytes] = {}
-    for name, classes in _AUTO_CLASSES.items():
-        content = read_json(Path(folder) / name)
-        if name == CONFIG or content.get("feature_extractor_type") == Music2VecFeatureExtractor.__name__:
-            content["auto_map"] = {auto: f"{_file_of(cls)}.{cls.__name__}" for auto, cls in classes.items()}
-        if Music2VecForSequenceClassification.__name__ in (content.get("architectures") or ()):
-            content["custom_pipelines"] = CUSTOM_PIPELINES
-        files[name] = (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-        modules |= {cls.__module__ for cls in classes.values()}
-    for module in sorted(modules):
-        source = importlib.import_module(module).__file__
-        for path in map(Path, [source, *get_relative_import_files(source)]):
-            files[path.name] = path
-    return files
-
-
-def _file_of(cls: type) -> str:
-    return cls.__module__.rpartition(".")[2]
+    config, extractor = (read_json(Path(folder) / name) for name in (CONFIG, EXTRACTOR))
+    config["auto_map"] = configuration_music2vec.AUTO_MAP
+    if _CLIP_HEAD in (config.get("architectures") or ()):
+        config["custom_pipelines"] = configuration_music2vec.CUSTOM_PIPELINES
+    if extractor.get("feature_extractor_type") == _OUR_EXTRACTOR:
+        extractor["auto_map"] = {"AutoFeatureExtractor": f"feature_extraction_music2vec.{_OUR_EXTRACTOR}"}
+    contents = {CONFIG: config, EXTRACTOR: extractor}
+    files: dict[str, Path | bytes] = {
+        name: (json.dumps(content, indent=2, sort_keys=True) + "\n").encode() for name, content in contents.items()
+    }
+    source = configuration_music2vec.__file__
+    return files | {path.name: path for path in map(Path, sorted({source, *get_relative_import_files(source)}))}
 
 
 def push_model(publication: Publication, repo_id: str, private: bool = False, revision: str | None = None) -> str:

@@ -1,10 +1,31 @@
 """Configuration of Music2Vec: data2vec-audio's fields, with the values that Music2Vec was trained with, the
 pretraining objective's switches under the reference's names, and the settings of the classification head."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import Data2VecAudioConfig
 
+if TYPE_CHECKING:  # transformers fetches and copies, with this file, all that it names so: none is left behind
+    from .heads_music2vec import Music2VecForSequenceClassification  # noqa: F401
+    from .modeling_music2vec import Music2VecForPreTraining  # noqa: F401
+    from .pipeline_music2vec import Music2VecAudioClassificationPipeline  # noqa: F401
+
+# What a `config.json` says of the code that lies beside it.
+AUTO_MAP = {
+    "AutoConfig": "configuration_music2vec.Music2VecConfig",
+    "AutoModel": "encoder_music2vec.Music2VecModel",
+    "AutoModelForPreTraining": "modeling_music2vec.Music2VecForPreTraining",
+    "AutoModelForAudioClassification": "heads_music2vec.Music2VecForSequenceClassification",
+    "AutoModelForAudioFrameClassification": "heads_music2vec.Music2VecForAudioFrameClassification",
+}
+CUSTOM_PIPELINES = {
+    "audio-classification": {
+        "impl": "pipeline_music2vec.Music2VecAudioClassificationPipeline",
+        "pt": ["AutoModelForAudioClassification"],
+    }
+}
 _POOLING_HEADS = ("mean", "attention")
 _WINDOW_AVERAGES = ("logits", "features")
 
@@ -86,9 +107,20 @@ class Music2VecConfig(Data2VecAudioConfig):
         if self.average_top_k_layers is None:
             self.average_top_k_layers = min(8, self.num_hidden_layers)
         if not __name__.startswith("transformers_modules."):
-            # A repository's own pipeline file, for which transformers would ask `trust_remote_code`: ours is here.
+            # A repository's own code: ours is here, and saving this configuration would not copy that code.
             kwargs.pop("custom_pipelines", None)
+            kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers. Code that is saved along is named as lying there, not in the repository it is from."""
+        if self._auto_class is not None:
+            names = {auto: name.rpartition("--")[2] for auto, name in (getattr(self, "auto_map", None) or {}).items()}
+            self.auto_map = {**AUTO_MAP, **names}
+            self.__dict__.pop("custom_pipelines", None)
+            if "Music2VecForSequenceClassification" in (self.architectures or ()):
+                self.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(save_directory, **kwargs)
 
     def validate_objective(self):
         """Part of the `@strict` validation: ranges of the objective's fields."""

@@ -45,6 +45,8 @@ class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
         receptive_field=400,
         **kwargs,
     ):
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("auto_map", None)  # a repository's own code, which saving this would not copy
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,

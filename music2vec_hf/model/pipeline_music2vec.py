@@ -2,7 +2,7 @@
 
 Importing `music2vec_hf` puts it behind transformers' task name; models that are not Music2Vec keep the stock pipeline.
 Files are then read by the library's own reader, as by `embed`. In a repository that carries this file, `config.json`
-names it under `custom_pipelines` ([`CUSTOM_PIPELINES`]), so that `pipeline(..., trust_remote_code=True)` finds it
+names it under `custom_pipelines`, so that `pipeline(..., trust_remote_code=True)` finds it
 without the package; files are then read by soundfile alone, which refuses some damaged ones.
 """
 
@@ -20,12 +20,6 @@ from transformers import AudioClassificationPipeline, Pipeline
 from .feature_extraction_music2vec import Music2VecFeatureExtractor, cut_windows, window_samples
 
 TASK = "audio-classification"
-CUSTOM_PIPELINES = {
-    TASK: {
-        "impl": "pipeline_music2vec.Music2VecAudioClassificationPipeline",
-        "pt": ["AutoModelForAudioClassification"],
-    }
-}
 _BATCH_SECONDS = 60.0
 _BLOCK_SAMPLES = 1 << 20
 _URL_TIMEOUT_SECONDS = 60.0
@@ -247,4 +241,4 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         return {"labels": answer, "timeline": timeline}
 
 
-__all__ = ["CUSTOM_PIPELINES", "TASK", "Music2VecAudioClassificationPipeline"]
+__all__ = ["TASK", "Music2VecAudioClassificationPipeline"]

@@ -1,4 +1,5 @@
-"""A pushed repository loads in a process that cannot import this library: from a folder, over HTTP, offline."""
+"""A pushed repository loads in a process that cannot import this library, from a folder, over HTTP, offline; and what
+is saved from there is as whole."""
 
 import json
 import os
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hub_server import HubServer
+from hub_server import TOKEN, HubServer
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 from transformers.models.auto import modeling_auto
 
 import music2vec_hf
@@ -23,6 +25,15 @@ from music2vec_hf import (
 )
 from music2vec_hf.hub.push import make_publication, with_remote_code
 
+NAMES = ("student", "tagger")
+TOY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embedding_groups": 4,
+}
 BLOCKER = """
 import sys
 class Blocker:
@@ -32,63 +43,74 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 """
 
-# What somebody runs who has transformers alone. Results go to a file.
+# What somebody runs who has transformers alone. Results go to files.
 STRANGER = """
 import sys
 import numpy as np, soundfile, torch
 from transformers import (AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification,
                           AutoModelForPreTraining, pipeline)
-
-student, tagger, wav, out = sys.argv[1:]
-samples, rate = soundfile.read(wav, dtype="float32")
-for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoFeatureExtractor.from_pretrained,
-             lambda name, **how: pipeline("audio-classification", name, **how)):
-    try:
-        load(tagger, trust_remote_code=False)
-    except ValueError as error:
-        assert "trust_remote_code=True" in str(error), error
-    else:
-        raise AssertionError("code of a repository was run without being asked for")
 trust = {"trust_remote_code": True}
-inputs = AutoFeatureExtractor.from_pretrained(student, **trust)(samples, sampling_rate=rate, return_tensors="pt")
-found = {"input_values": inputs.input_values}
-with torch.no_grad():
-    for name, model in (("encoder", AutoModel.from_pretrained(student, **trust)),
-                        ("student", AutoModelForPreTraining.from_pretrained(student, **trust)),
-                        ("tagger's", AutoModel.from_pretrained(tagger, **trust))):
-        found[name] = model.eval()(inputs.input_values).last_hidden_state
-    model = AutoModelForAudioClassification.from_pretrained(tagger, **trust).eval()
-    found["logits"] = model(inputs.input_values).logits
-for name, how in (("path", wav), ("array", {"array": samples, "sampling_rate": rate})):
-    answer = pipeline("audio-classification", model=tagger, **trust)(how, top_k=None)
-    found[name] = torch.tensor([entry["score"] for entry in sorted(answer, key=lambda entry: entry["label"])])
+
+def ask(student, tagger, wav, out):
+    samples, rate = soundfile.read(wav, dtype="float32")
+    for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoFeatureExtractor.from_pretrained,
+                 lambda name, **how: pipeline("audio-classification", name, **how)):
+        try:
+            load(tagger, trust_remote_code=False)
+        except ValueError as error:
+            assert "trust_remote_code=True" in str(error), error
+        else:
+            raise AssertionError("code of a repository was run without being asked for")
+    inputs = AutoFeatureExtractor.from_pretrained(student, **trust)(samples, sampling_rate=rate, return_tensors="pt")
+    found = {"input_values": inputs.input_values}
+    with torch.no_grad():
+        for name, model in (("encoder", AutoModel.from_pretrained(student, **trust)),
+                            ("student", AutoModelForPreTraining.from_pretrained(student, **trust)),
+                            ("tagger's", AutoModel.from_pretrained(tagger, **trust))):
+            found[name] = model.eval()(inputs.input_values).last_hidden_state
+        model = AutoModelForAudioClassification.from_pretrained(tagger, **trust).eval()
+        found["logits"] = model(inputs.input_values).logits
+    for name, how in (("path", wav), ("array", {"array": samples, "sampling_rate": rate})):
+        answer = pipeline("audio-classification", model=tagger, **trust)(how, top_k=None)
+        found[name] = torch.tensor([entry["score"] for entry in sorted(answer, key=lambda entry: entry["label"])])
+    np.savez(out, **{name: tensor.numpy() for name, tensor in found.items()})
+
+*words, wav = sys.argv[1:]
+for student, tagger, out in zip(words[::3], words[1::3], words[2::3]):
+    ask(student, tagger, wav, out)
 assert not any(name.startswith("music2vec_hf") for name in sys.modules)
-np.savez(out, **{name: tensor.numpy() for name, tensor in found.items()})
 """
 
 
-@pytest.fixture
-def repositories(tiny_config, tiny_student, tmp_path):
-    """A pretraining student and a tagger, laid out as `music2vec push` does, below the root of a Hub."""
-    shape = {name: getattr(tiny_config, name) for name in ("hidden_size", "num_hidden_layers", "conv_dim")}
-    shape |= {"num_attention_heads": 2, "intermediate_size": 32, "num_conv_pos_embedding_groups": 4}
-    config = Music2VecConfig(**shape, num_labels=3, problem_type="multi_label_classification", classifier_layer=2)
-    torch.manual_seed(1)
-    folders = {}
-    for name, model in (("student", tiny_student), ("tagger", Music2VecForSequenceClassification(config))):
-        model.save_pretrained(tmp_path / name)
-        Music2VecFeatureExtractor(norm_eps=1e-3).save_pretrained(tmp_path / name)
-        publication = make_publication(tmp_path / name, f"someone/{name}", "mit")
-        folders[name] = publication.write(tmp_path / "hub" / "models" / "someone" / name / "main")
-    return folders
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The root of a Hub with a pretraining student and a tagger, as `music2vec push` lays them out."""
+    folder = tmp_path_factory.mktemp("remote")
+    torch.manual_seed(0)
+    tags = {"num_labels": 3, "problem_type": "multi_label_classification", "classifier_layer": 2}
+    models = (
+        Music2VecForPreTraining(Music2VecConfig(**TOY)),
+        Music2VecForSequenceClassification(Music2VecConfig(**TOY, **tags)),
+    )
+    for name, model in zip(NAMES, models, strict=True):
+        model.save_pretrained(folder / name)
+        Music2VecFeatureExtractor(norm_eps=1e-3).save_pretrained(folder / name)
+        publication = make_publication(folder / name, f"someone/{name}", "mit")
+        publication.write(folder / "hub" / "models" / "someone" / name / "main")
+    return folder / "hub"
 
 
-@pytest.fixture
-def song(tmp_path):
-    path = tmp_path / "song.wav"
+@pytest.fixture(scope="module")
+def repositories(root):
+    """Name to folder of the two."""
+    return {name: root / "models" / "someone" / name / "main" for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def song(root):
     noise = np.random.default_rng(0).standard_normal((12_000, 2)).astype(np.float32)
-    soundfile.write(path, 0.1 * noise, 22_050, subtype="FLOAT")
-    return path
+    soundfile.write(root.parent / "song.wav", 0.1 * noise, 22_050, subtype="FLOAT")
+    return root.parent / "song.wav"
 
 
 def run_alone(script, folder, environment, *arguments):
@@ -99,12 +121,6 @@ def run_alone(script, folder, environment, *arguments):
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
-
-
-def ask(student, tagger, song, out, environment):
-    run_alone(BLOCKER + STRANGER, out.parent, environment, student, tagger, song, out)
-    with np.load(f"{out}.npz") as stored:
-        return dict(stored)
 
 
 @torch.no_grad()
@@ -127,33 +143,95 @@ def expected_of(repositories, song):
     return {name: value.numpy() for name, value in values.items()}
 
 
-def test_a_folder_loads_without_this_library(repositories, song, tmp_path):
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    found = ask(*repositories.values(), song, tmp_path / "away" / "out", environment)
-    expected = expected_of(repositories, song)
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
-
-
-def test_a_repository_loads_without_this_library_and_then_without_the_hub(repositories, song, tmp_path):
-    names = ("someone/student", "someone/tagger")
-    with HubServer(tmp_path / "hub") as hub:
+def test_a_repository_loads_without_this_library_and_then_without_the_hub(root, repositories, song, tmp_path):
+    """Over HTTP; then, without the Hub, what is in the cache, and a folder."""
+    ids, away = [f"someone/{name}" for name in NAMES], tmp_path / "away"
+    with HubServer(root) as hub:
         environment = hub.environment(tmp_path / "home")
-        online = ask(*names, song, tmp_path / "away" / "online", environment)
+        run_alone(BLOCKER + STRANGER, away, environment, *ids, away / "online", song)
         asked = len(hub.requests)
-        offline = ask(*names, song, tmp_path / "away" / "offline", {**environment, "HF_HUB_OFFLINE": "1"})
+        words = [*ids, away / "offline", *repositories.values(), away / "folder", song]
+        run_alone(BLOCKER + STRANGER, away, {**environment, "HF_HUB_OFFLINE": "1"}, *words)
         assert len(hub.requests) == asked
-    for name, values in expected_of(repositories, song).items():
-        np.testing.assert_allclose(online[name], values, atol=1e-5, err_msg=name)
-        np.testing.assert_array_equal(offline[name], online[name], err_msg=name)
+    expected = expected_of(repositories, song)
+    for place in ("online", "offline", "folder"):
+        with np.load(away / f"{place}.npz") as stored:
+            found = dict(stored)
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=f"{place}: {name}")
+
+
+# A repository, loaded and saved, once and once more, and pushed; then the repository is gone.
+SAVED_AGAIN = """
+import json, sys
+import numpy as np, soundfile
+from transformers import (AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification,
+                          AutoModelForAudioFrameClassification, AutoModelForPreTraining, pipeline)
+wav, out = sys.argv[1:]
+trust = {"trust_remote_code": True}
+AutoFeatureExtractor.from_pretrained("someone/tagger", **trust).save_pretrained(f"{out}/extractor")
+for name, origin, auto in (("clip", "tagger", AutoModelForAudioClassification),
+                           ("frame", "student", AutoModelForAudioFrameClassification),
+                           ("student", "student", AutoModelForPreTraining),
+                           ("tuned", "student", AutoModelForAudioClassification),
+                           ("encoder", "tagger", AutoModel)):
+    extractor = AutoFeatureExtractor.from_pretrained(f"someone/{origin}", **trust)
+    model = auto.from_pretrained(f"someone/{origin}", **trust)
+    for times in ("once", "twice"):
+        model.save_pretrained(f"{out}/{name}-{times}")
+        extractor.save_pretrained(f"{out}/{name}-{times}")
+        model = auto.from_pretrained(f"{out}/{name}-{times}", **trust)
+        extractor = AutoFeatureExtractor.from_pretrained(f"{out}/{name}-{times}", **trust)
+    if name == "clip":
+        model.push_to_hub("someone/again")
+        extractor.push_to_hub("someone/again")
+names = ("someone/tagger", "someone/again", f"{out}/clip-once", f"{out}/clip-twice", f"{out}/tuned-twice")
+print(json.dumps([pipeline("audio-classification", model=name, **trust)(wav) for name in names]))
+"""
+
+
+def missing_files(folder):
+    """What the configurations of a folder name and do not bring."""
+    named = []
+    for name in ("config.json", "preprocessor_config.json"):
+        content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        named += content.get("auto_map", {}).values()
+        named += [task["impl"] for task in content.get("custom_pipelines", {}).values()]
+    for path in folder.glob("*.py"):
+        named += [f"{module}." for module in re.findall(r"^\s*from \.(\w+) import", path.read_text(), flags=re.M)]
+    return {name for name in named if not (folder / f"{name.rpartition('.')[0]}.py").is_file()}
+
+
+def test_what_is_saved_from_a_repository_brings_all_that_it_names(root, song, tmp_path):
+    with HubServer(root) as hub:
+        environment = hub.environment(tmp_path / "home", TOKEN)
+        printed = run_alone(BLOCKER + SAVED_AGAIN, tmp_path / "away", environment, song, tmp_path / "out")
+    first, *others, tuned = json.loads(printed.splitlines()[-1])
+    assert len(others) == 3 and all(answer == first for answer in others)
+    assert len(first) == 3 and {entry["label"] for entry in tuned} == {"LABEL_0", "LABEL_1"}
+    folders = [*(tmp_path / "out").iterdir(), root / "models" / "someone" / "again" / "main"]
+    assert len(folders) == 12
+    for folder in folders:
+        assert missing_files(folder) == set(), folder
+
+
+def test_with_this_library_nothing_of_a_repositorys_code_is_named(repositories, tmp_path):
+    """Ours is run, and saving copies no code: so none is named, and `trust_remote_code=True` finds nothing to run."""
+    for auto in (AutoModelForAudioClassification, AutoFeatureExtractor):
+        auto.from_pretrained(repositories["tagger"]).save_pretrained(tmp_path)
+    assert missing_files(tmp_path) == set()
+    model = AutoModelForAudioClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(model) is Music2VecForSequenceClassification
+    assert type(AutoModel.from_pretrained(tmp_path, trust_remote_code=True)) is Music2VecModel
+    assert type(AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=True)) is Music2VecFeatureExtractor
 
 
 # `music2vec` stands in for the command that is on the user's PATH.
 WITH_PACKAGE = "from music2vec_hf.cli import main as music2vec\n"
 
 
-def test_what_the_cards_say_works(repositories, song, tmp_path):
+def test_what_the_cards_say_works(root, repositories, song, tmp_path):
     alone, with_package = [], []
     for name, folder in repositories.items():
         card = (folder / "README.md").read_text()
@@ -169,8 +247,8 @@ def test_what_the_cards_say_works(repositories, song, tmp_path):
     assert len(alone) == 4 and len(with_package) == 5
     folder = tmp_path / "away"
     folder.mkdir()
-    song.rename(folder / "song.wav")
-    with HubServer(tmp_path / "hub") as hub:
+    (folder / "song.wav").write_bytes(song.read_bytes())
+    with HubServer(root) as hub:
         environment = hub.environment(tmp_path / "home")
         said = run_alone(WITH_PACKAGE + "\n".join(with_package), folder, environment)
         assert said.count("(4, 16)") == 2 and said.count("LABEL_0") == 1
@@ -185,7 +263,7 @@ def test_the_names_that_travel_are_those_that_the_library_registers(repositories
         name = path.rpartition(".")[2]
         if auto != "AutoConfig":
             assert getattr(modeling_auto, auto)._model_mapping[Music2VecConfig].__name__ == name
-        assert getattr(music2vec_hf, name).__module__ == f"music2vec_hf.{path.rpartition('.')[0]}"
+        assert getattr(music2vec_hf, name).__module__ == f"music2vec_hf.model.{path.rpartition('.')[0]}"
     registered = {
         name
         for name, auto in vars(modeling_auto).items()
@@ -196,18 +274,9 @@ def test_the_names_that_travel_are_those_that_the_library_registers(repositories
     assert extractor["auto_map"] == {"AutoFeatureExtractor": "feature_extraction_music2vec.Music2VecFeatureExtractor"}
 
 
-def test_only_a_head_for_clips_names_the_pipeline(repositories):
-    configs = {name: json.loads((folder / "config.json").read_text()) for name, folder in repositories.items()}
-    assert (
-        "custom_pipelines" not in configs["student"]
-        and "audio-classification" in configs["tagger"]["custom_pipelines"]
-    )
-
-
 def test_files_are_copies_and_complete(repositories):
     for name, file in with_remote_code(repositories["student"]).items():
-        if name.endswith(".py"):
-            assert (repositories["student"] / name).read_bytes() == file.read_bytes()
-            for line in file.read_text().splitlines():
-                if line.startswith("from ."):
-                    assert (repositories["student"] / f"{line.split()[1][1:]}.py").is_file(), line
+        assert not name.endswith(".py") or (repositories["student"] / name).read_bytes() == file.read_bytes()
+    configs = [json.loads((folder / "config.json").read_text()) for folder in repositories.values()]
+    assert [list(config.get("custom_pipelines", ())) for config in configs] == [[], ["audio-classification"]]
+    assert not any(map(missing_files, repositories.values()))
