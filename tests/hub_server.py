@@ -8,8 +8,11 @@ need HF_HUB_DISABLE_XET=1. This shows that the client's path works, not that the
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -269,3 +272,13 @@ ROUTES = [
         Handler.resolve,
     ),
 ]
+
+
+def client(command, environment, *arguments):
+    """Run a script, or Python with other words, as a client; what it printed."""
+    words = command if isinstance(command, list) else ["-c", command]
+    found = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**found, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    command = [str(word) for word in (sys.executable, *words, *arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,19 +1,15 @@
 """Whatever takes a model or a corpus takes a Hub id: over HTTP, from a Hub on loopback, in processes of their own."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, client
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining
@@ -205,16 +201,6 @@ def make_published(folder):
     values = config.to_dict() | {"vocab_size": "/home/someone/config.json", "transformers_version": "4.21.3"}
     (folder / "config.json").write_text(json.dumps(values))
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
-
-
-def client(command, environment, *arguments):
-    """Run a script, or Python with other words, as a client; what it printed."""
-    words = command if isinstance(command, list) else ["-c", command]
-    found = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**found, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    command = [str(word) for word in (sys.executable, *words, *arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def succeed(*arguments):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, client
 from safetensors.torch import load_file
-from test_hub_loopback import client
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
 from music2vec_hf.cli import main
