@@ -23,7 +23,7 @@ LEVELS = (
 LIMITS = {
     "top": 900,
     "common": 900,
-    "model": 1_690,
+    "model": 1_730,
     "audio": 2_550,
     "corpus": 3_900,
     "synthetic": 920,
@@ -31,7 +31,7 @@ LIMITS = {
     "pretraining": 1_530,
     "finetuning": 620,
     "probing": 6_200,
-    "hub": 1_900,
+    "hub": 1_430,
 }
 
 

@@ -2,8 +2,8 @@
 
 Importing `music2vec_hf` puts it behind transformers' task name; models that are not Music2Vec keep the stock pipeline.
 Files are then read by the library's own reader, as by `embed`. In a repository that carries this file, `config.json`
-names it under `custom_pipelines`, so that `pipeline(..., trust_remote_code=True)` finds it
-without the package; files are then read by soundfile alone, which refuses some damaged ones.
+names it under `custom_pipelines`, so that `pipeline(..., trust_remote_code=True)` finds it without the package; files
+are then read by soundfile alone, which refuses some damaged ones.
 """
 
 import http.client
