@@ -16,6 +16,12 @@ NAMES = [
     ("data.clips", "AudioReader"),
     ("data.corpus", "load_corpus"),
     ("data.corpus", "prepare_corpus"),
+    ("finetuning.labels", "find_labels"),
+    ("finetuning.labels", "class_weights"),
+    ("probing.checking", "describe_check"),
+    ("probing.datasets.shared", "read_table"),
+    ("probing.datasets.gtzan", "split_stems"),
+    ("probing.declarations", "TaskData"),
     ("fairseq", "convert_fairseq_checkpoint"),
     ("onnx_int8", "measure_int8"),
     ("probing.published", "comparison"),
@@ -42,6 +48,14 @@ def test_every_old_module_leads_somewhere(old):
 def test_from_a_package_that_is_gone():
     code = "from music2vec_hf.data import clips; import music2vec_hf.corpus.clips as new; assert clips is new"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_the_module_of_tasks_is_a_package_now():
+    import music2vec_hf.probing.tasks as tasks
+    from music2vec_hf.probing.tasks.loading import load_task
+
+    with pytest.warns(DeprecationWarning, match="probing.tasks.loading"):
+        assert tasks.load_task is load_task
 
 
 def test_a_module_that_never_was():

@@ -7,8 +7,7 @@ from music2vec_hf.finetuning.fitting import finetune
 
 RUNS = {
     "full": {"mode": "full"},
-    "early_layer": {"mode": "full", "classifier_layer": "1"},
-    "lora": {"mode": "lora", "classifier_layer": "weighted"},
+    "early_layer": {"mode": "lora", "classifier_layer": "1"},
 }
 
 
