@@ -242,6 +242,8 @@ def finetune(config, more) -> None:
     """
     from music2vec_hf.finetuning.fitting import finetune_from_yaml
 
+    if not config.endswith((".yaml", ".yml")):
+        raise ValueError(f"{config!r} is no .yaml file. Write `music2vec finetune CONFIG.yaml [--key value ...]`.")
     print(finetune_from_yaml([config, *more]))
 
 

@@ -36,6 +36,11 @@ def test_recipes_are_listed_and_resolved(capsys):
         (["pretrain", "--corpus", "nowhere/at/all", "--output", "OUT"], "nowhere/at/all"),
         (["pretrain", "--corpus", "C", "--output", "OUT", "--mask_time_lenght", "5"], "Did you mean"),
         (["pretrain", "--corpus", "C", "--output", "OUT", "--seed"], "`seed` is True"),
+        (["finetune", "nowhere.yaml", "--mode", "frozen"], "nowhere.yaml"),
+        (
+            ["finetune", "--mode", "frozen", "c.yaml"],
+            "'frozen' is no .yaml file. Write `music2vec finetune CONFIG.yaml",
+        ),
         (["report", "nowhere", "--output", "OUT"], "nowhere"),
         (["embed", "M", "nowhere", "--output", "OUT/e.parquet"], "M"),
     ],
