@@ -1,8 +1,8 @@
 """One source on one task: rows of a protocol, layer and settings chosen on validation, then one score on test.
 
-The choice is made by a function that is not given the test split. Then the chosen probe alone is trained from several
-seeds and scored on the test tracks: the score of a layer that was not chosen is never computed. The validation score
-of every probe of a search is kept, so that a search that was stopped goes on with the settings that it lacks.
+The choice is made without the test split. Then the chosen probe alone is trained from several seeds and scored on the
+test tracks: the score of a layer that was not chosen is never computed. The validation score of every probe of a
+search is kept, so that a search that was stopped goes on with the settings that it lacks.
 
 A row is one training example of a probe. A track may have several; their outputs are combined before it is scored:
 
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from music2vec_hf.audio.labels import name_some
 from music2vec_hf.common.metrics import scorable_tags
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.probing.probes import (
@@ -71,13 +72,13 @@ class SelectedRows:
         rows (`FeatureRows`): of the task's tracks, in the order of `TaskData.paths`.
         row_seconds (`float` or `None`): length of a row, None for a whole track.
         dropped (`dict[str, int]`): split to the number of rows at the end of tracks that the protocol drops.
-        differences (`tuple[str, ...]`): sentences on songs that hold fewer clips than they state.
+        affected (`dict[str, tuple[str, ...]]`): sentence on songs that hold fewer clips than they state, to the songs.
     """
 
     rows: FeatureRows
     row_seconds: float | None = None
     dropped: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    differences: tuple[str, ...] = ()
+    affected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, task_data: TaskData, split: str) -> FeatureRows:
         """The rows of one split."""
@@ -95,7 +96,7 @@ def select_rows(rows: FeatureRows, task_data: TaskData, seconds: float | None) -
     """
     if seconds is None:
         return SelectedRows(rows)
-    there, differences = rows.rows_per_track, ()
+    there, affected = rows.rows_per_track, {}
     if task_data.task.clip_seconds is None:
         last = rows.seconds[rows.offsets[1:] - 1]
         kept = there - ((last < SHORTEST_WINDOW_SECONDS) & (there > 1))
@@ -107,12 +108,13 @@ def select_rows(rows: FeatureRows, task_data: TaskData, seconds: float | None) -
         short = (kept < stated) | (short & (stated > 1))
         if short.any():
             ids = [track_id for split in SPLITS for track_id in task_data.splits[split].track_ids]
-            named = ", ".join(np.asarray(ids)[short])
-            differences = (f"{short.sum()} songs decode to fewer whole clips than their headers state: {named}.",)
+            songs = tuple(np.asarray(ids)[short].tolist())
+            named = f"songs decode to fewer whole clips than their headers state: {name_some(songs)}."
+            affected = {f"{len(songs)} {named}": songs}
     chosen = np.concatenate([np.arange(first, first + n) for first, n in zip(rows.offsets[:-1], kept, strict=True)])
     offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
     dropped = {split: int((there - kept)[task_data.rows(split)].sum()) for split in SPLITS}
-    return SelectedRows(rows.chosen(chosen, offsets), seconds, dropped, differences)
+    return SelectedRows(rows.chosen(chosen, offsets), seconds, dropped, affected)
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def choose_probe(
         kept_in (`Path`, *optional*): folder where the score of each probe is kept, and taken from if it is there.
         progress (`str`, *optional*): label of a progress bar; without it there is none.
     """
-    kept = {layer: kept_in / f"{_identity(data, layer, search, seed)}.jsonl" for layer in layers} if kept_in else {}
-    scores = {layer: _kept_scores(kept[layer]) if kept else {} for layer in layers}
+    notes = {layer: kept_in and kept_in / f"{_identity(data, layer, search, seed)}.jsonl" for layer in layers}
+    scores = {layer: _kept_scores(notes[layer]) for layer in layers}
     numbers = range(len(search.settings))
     missing = [(layer, number) for layer in layers for number in numbers if number not in scores[layer]]
     with tqdm(total=len(missing), desc=progress, unit="probe", disable=progress is None or not missing) as bar:
@@ -161,8 +163,7 @@ def choose_probe(
             def finished(place: int, trained: TrainedProbe, group=group) -> None:
                 layer, number = group[place]
                 scores[layer][number] = trained.score
-                if kept:
-                    _keep_score(kept[layer], number, trained.score)
+                _keep_score(notes[layer], number, trained.score)
                 bar.update()
 
             jobs = [ProbeJob(layer, search.settings[number], seed) for layer, number in group]
@@ -176,7 +177,7 @@ def choose_probe(
 
 
 def _groups(missing: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """Layers and numbers of settings in groups of whole layers, each of `TRAINED_TOGETHER` or more where there are."""
+    """Layers and numbers of settings in groups of whole layers, each of `TRAINED_TOGETHER` or more where it can be."""
     groups: list[list[tuple[str, int]]] = []
     for layer, number in missing:
         if not groups or (len(groups[-1]) >= TRAINED_TOGETHER and layer != groups[-1][-1][0]):
@@ -185,17 +186,19 @@ def _groups(missing: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
     return groups
 
 
-def _keep_score(path: Path, number: int, score: float) -> None:
+def _keep_score(path: Path | None, number: int, score: float) -> None:
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         # The end of the line comes first: a line that a kill has cut stays alone.
         file.write("\n" + json.dumps({"setting": number, "score": score}))
 
 
-def _kept_scores(path: Path) -> dict[int, float]:
+def _kept_scores(path: Path | None) -> dict[int, float]:
     """Score by number of the setting, as far as a search has come."""
     scores = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else ():
         try:
             stored = json.loads(line)
             scores[stored["setting"]] = stored["score"]
@@ -308,9 +311,8 @@ def probe(
     Raises:
         ValueError: if features do not fit the task, seeds are missing or a layer is unknown.
     """
-    search = get_search(search) if isinstance(search, str) else search
     check_seeds(seeds)
-    selected = _checked(features, task_data)
+    search, selected = get_search(search) if isinstance(search, str) else search, _checked(features, task_data)
     parts = {split: selected.split(task_data, split) for split in SPLITS}
     data = _probe_data(parts["train"], parts["validation"], task_data)
     tried, pilot = layers_to_try(list(data.features), search, layers), None
@@ -320,11 +322,13 @@ def probe(
         tried = [pilot.layer]
     choice = choose_probe(data, tried, search, seeds[0], device, **notes)
     trained = train_probes([ProbeJob(choice.layer, choice.settings, seed) for seed in seeds], data, search, device)
-    outputs = np.stack([_track_outputs(one, parts["test"]) for one in trained])
+    outputs, tracks = [one.predict(parts["test"].features) for one in trained], _several_rows(parts["test"])
+    if tracks is not None:
+        outputs = [combine(clips, tracks, one.ensemble) for clips, one in zip(outputs, trained, strict=True)]
     sizes = {split: int(part.offsets[-1]) for split, part in parts.items()}
     return replace(
-        _scored(task_data, search.name, outputs),
-        differences=(*task_data.differences, *selected.differences),
+        _scored(task_data, search.name, np.stack(outputs)),
+        differences=(*task_data.differences, *selected.affected),
         choice=choice,
         seeds=tuple(seeds),
         probes=tuple(trained),
@@ -382,11 +386,6 @@ def _probe_data(train: FeatureRows, validation: FeatureRows, task_data: TaskData
         validation_tracks=_several_rows(validation),
         task_name=task.name,
     )
-
-
-def _track_outputs(trained: TrainedProbe, rows: FeatureRows) -> np.ndarray:
-    outputs, tracks = trained.predict(rows.features), _several_rows(rows)
-    return outputs if tracks is None else combine(outputs, tracks, trained.ensemble)
 
 
 def _scored(task_data: TaskData, search: str, outputs: np.ndarray) -> ProbeResult:

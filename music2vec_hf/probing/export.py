@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from music2vec_hf.common.files import check_new_folder, write_text, written_aside
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import metric_title
+from music2vec_hf.common.render import render
 from music2vec_hf.features.encoders import CONV, OWN_MODEL_TYPES, FeatureSource, load_model
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
@@ -31,6 +32,7 @@ from music2vec_hf.probing.tasks.declarations import Task
 
 # The head sums over all layers. The probe's sum leaves layer 0 out: this weight is 0 after the softmax, in fp16 too.
 EXCLUDED_LAYER = -1e4
+README = Path(__file__).with_name("export_readme.md.jinja")
 
 
 def check_export(model: str | Path, out: str | Path) -> None:
@@ -113,7 +115,18 @@ def export_probe(
     with written_aside(out) as aside:
         head.save_pretrained(aside)
         extractor.save_pretrained(aside)
-        write_text(aside / "README.md", _readme(trained, task, config, model, protocol, scores))
+        readme = render(
+            README,
+            name=Path(model).name if Path(model).exists() else str(model),  # not a path of the machine that wrote it
+            trained=trained,
+            task=task,
+            config=config,
+            protocol=protocol,
+            settings=describe_settings(vars(trained.job.settings)),
+            scores=[(metric_title(metric), score) for metric, score in (scores or {}).items()],
+            labels=json.dumps(list(config.id2label.values()), ensure_ascii=False),
+        )
+        write_text(aside / "README.md", readme)
     return out
 
 
@@ -159,42 +172,3 @@ def _fill_head(head: Music2VecForSequenceClassification, trained: TrainedProbe) 
     for number, linear in enumerate(linears):
         linear.weight.copy_(torch.as_tensor(trained.parameters[2 * number].T))
         linear.bias.copy_(torch.as_tensor(trained.parameters[2 * number + 1]))
-
-
-def _readme(
-    trained: TrainedProbe,
-    task: Task,
-    config: Music2VecConfig,
-    model: str | Path,
-    protocol: str,
-    scores: Mapping[str, Mapping] | None,
-) -> str:
-    """A stub of a model card: what the model answers, how good it is, how it hears a long track."""
-    name = Path(model).name if Path(model).exists() else str(model)  # not a path of the machine that wrote it
-    lines = [
-        "---\nlibrary_name: transformers\npipeline_tag: audio-classification\ntags:\n- music2vec\n- music\n---",
-        f"# {name}: {task.title}",
-        f"The encoder `{name}`, frozen, with a probe for the task `{task.name}`. Layer `{trained.job.layer}`, "
-        f"{describe_settings(vars(trained.job.settings))}, chosen by the protocol `{protocol}` on validation.",
-    ]
-    for metric, score in (scores or {}).items():
-        low, high = score["interval"]
-        lines.append(f"- {metric_title(metric)} on test: {score['value']:.3f} (95 % {low:.3f} to {high:.3f})")
-    if scores:
-        lines.append("Mean over all seeds of the probe; this is the one of the first seed.")
-    how = (
-        "their features are averaged, weighted by frames, and the head answers once, as in probing"
-        if config.window_average == "features"
-        else "their answers are averaged, weighted by frames; in probing all count alike, a short rest is left out, "
-        f"and the ensemble `{trained.ensemble}` makes one answer of them"
-    )
-    lines += [
-        f"A track longer than {config.window_seconds:g} s is normalised as a whole and cut into windows of that "
-        f"length; {how}. The pipeline does so; the bare model hears what it is given at once.",
-        "```python\nimport music2vec_hf\nfrom transformers import pipeline\n\n"
-        'classify = pipeline("audio-classification", model="THIS_FOLDER")\nprint(classify("song.mp3"))\n```',
-        f"Labels: {json.dumps(list(config.id2label.values()), ensure_ascii=False)}.",
-        f"Data of the probe: {task.citation}. Terms: {task.license}."
-        + (" The data is synthetic: answers say nothing about real music." if task.synthetic else ""),
-    ]
-    return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"

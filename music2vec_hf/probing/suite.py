@@ -123,6 +123,7 @@ def run_suite(
     paths = list(dict.fromkeys(path for task_data in loaded.values() for path in task_data.paths))
     digests = dict(zip(paths, audio_digests(paths), strict=True))
     cache = output / "cache" if settings.cache_dir is None else Path(settings.cache_dir)
+    affected = {task: dict(task_data.affected) for task, task_data in loaded.items()}
     results, about, timings = {}, {}, []
     for source in resolved:
         started, name = time.perf_counter(), source.name
@@ -136,16 +137,14 @@ def run_suite(
         about[name] = {"source": name, "source_kind": source.kind, "model_hash": encoder.hash}
         for task, task_data in loaded.items():
             selected = select_rows(rows_of[task], task_data, seconds[task])
+            affected[task] |= selected.affected
             notes = {"kept_in": cache / "searches", "progress": f"{name} on {task}" if settings.progress else None}
             results[name][task] = probe(selected, task_data, search, seeds, settings.device, layers, **notes)
         ended = time.perf_counter()
         timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
     results[CHANCE] = {task: chance_result(task_data, search) for task, task_data in loaded.items()}
     about[CHANCE] = {"source": CHANCE, "source_kind": CHANCE, "model_hash": None}
-    affected = {
-        task: {sentence: list(tracks) for sentence, tracks in task_data.affected.items() if tracks}
-        for task, task_data in loaded.items()
-    }
+    affected = {task: {sentence: tracks for sentence, tracks in of.items() if tracks} for task, of in affected.items()}
     content = _content(results, about, search, settings) | {"affected_tracks": affected, "timings": timings}
     path = _write(output, content, results)
     models = {source.name: source.model for source in resolved}

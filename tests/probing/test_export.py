@@ -172,6 +172,22 @@ def test_a_run_exports_what_it_scored(model, tmp_path):
         assert config["problem_type"] == data.task.problem_type
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_in_half_precision_is_probed_and_exported_in_float32(model, clips, tmp_path, dtype):
+    for name, stored in (("half", dtype), ("whole", torch.float32)):
+        Music2VecModel.from_pretrained(model).to(dtype).to(stored).save_pretrained(tmp_path / name)
+        Music2VecFeatureExtractor().save_pretrained(tmp_path / name)
+    half, whole = features_of(tmp_path / "half", clips), features_of(tmp_path / "whole", clips)
+    for layer, values in half.items():
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, whole[layer])
+    probe = trained_probe("2", half["2"].shape[1], 10)
+    folder = export_probe(probe, TASK, tmp_path / "half", tmp_path / "out")
+    loaded, logits = logits_of(folder, clips[0])
+    assert loaded.dtype == torch.float32
+    np.testing.assert_allclose(logits, probe.predict(half["2"][:1]), rtol=1e-4, atol=1e-4)
+
+
 def test_exports_are_checked_before_anything_is_computed(model, tmp_path):
     sources = resolve_sources([str(model), "mfcc"])
     assert plan_exports(sources, ["gtzan"], None) == {}

@@ -96,7 +96,7 @@ def test_marble_drops_a_rest_below_one_second_and_counts_it():
     selected = select_rows(windows, task_of("gtzan", lengths), 30.0)
     # A track that is shorter than a second as a whole stays.
     assert selected.rows.rows_per_track.tolist() == [2, 3, 1, 1, 1]
-    assert selected.dropped == {"train": 1, "validation": 0, "test": 1} and selected.differences == ()
+    assert selected.dropped == {"train": 1, "validation": 0, "test": 1} and selected.affected == {}
     assert selected.rows.seconds.tolist() == [30, 30, 30, 30, 1, 30, 0.5, 29]
 
 
@@ -109,18 +109,20 @@ def test_a_song_is_its_whole_clips_under_every_protocol():
         frames, windows = windows_of(lengths, window)
         selected = select_rows(windows.merged(round(30 / window)), data, 30.0)
         # A clip that decodes a little short of 30 s is a whole clip; what remains after whole clips is dropped.
-        assert selected.rows.rows_per_track.tolist() == list(stated) and selected.differences == ()
+        assert selected.rows.rows_per_track.tolist() == list(stated) and selected.affected == {}
         assert selected.dropped == {"train": 1, "validation": 1, "test": 0}
         np.testing.assert_allclose(selected.rows.features["0"][3], frames[0][4500:6000].mean(axis=0), atol=1e-6)
         assert selected.rows.seconds.min() == 20.0  # the song that is shorter than a clip
 
 
 def test_songs_that_break_off_are_named():
-    stated = (4, 4, 4, 2)
-    _, windows = windows_of([120.0, 95.0, 80.0, 60.0])
-    selected = select_rows(windows, task_of("giantsteps", [0] * 4, stated), 30.0)
-    assert selected.rows.rows_per_track.tolist() == [4, 4, 3, 2]
-    assert selected.differences == ("2 songs decode to fewer whole clips than their headers state: track-1, track-2.",)
+    stated = (4, 4, 4, *[2] * 7)
+    _, windows = windows_of([120.0, 95.0, 80.0, 60.0, *[45.0] * 6])
+    selected = select_rows(windows, task_of("giantsteps", [0] * 10, stated), 30.0)
+    assert selected.rows.rows_per_track.tolist() == [4, 4, 3, *[2] * 7]
+    ((sentence, songs),) = selected.affected.items()
+    assert sentence.startswith("8 songs decode to fewer whole clips than their headers state: track-1, track-2, ")
+    assert sentence.endswith(" and 3 more.") and songs == tuple(f"track-{number}" for number in (1, 2, *range(4, 10)))
 
 
 @pytest.mark.parametrize("window", [25.0, 60.0, 29.9])
