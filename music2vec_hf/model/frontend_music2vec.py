@@ -159,7 +159,7 @@ def _is_plain_call(input_values: torch.Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    if torch._C._are_functorch_transforms_active() or type(input_values) is not torch.Tensor:
+    if torch._C._are_functorch_transforms_active() or type(input_values) is not torch.Tensor or input_values.is_meta:
         return False
     return forward_ad.unpack_dual(input_values).tangent is None
 

@@ -239,7 +239,8 @@ class Music2VecForAudioFrameClassification(Music2VecHead):
 
 
 def _no_autocast(device_type: str):
-    enabled = torch.is_autocast_enabled(device_type)
+    """Of devices without autocast, such as `meta`, torch refuses even the question."""
+    enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
 
 

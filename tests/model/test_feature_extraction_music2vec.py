@@ -1,6 +1,7 @@
 """The feature extractor takes audio as it comes and refuses what cannot be audio, in one sentence each."""
 
 import io
+from array import array
 
 import numpy as np
 import pytest
@@ -39,6 +40,8 @@ def test_gain_does_not_matter(extractor):
         lambda x: x,
         lambda x: x.astype(np.float64),
         lambda x: x.tolist(),
+        memoryview,
+        lambda x: array("f", x),
         torch.tensor,
         lambda x: torch.tensor(x, requires_grad=True),
         lambda x: [x],
@@ -143,6 +146,14 @@ def test_settings_survive_a_round_trip(tmp_path):
         (np.zeros(800, dtype=complex), 16_000, "Give real numbers"),
         (np.zeros((2, 3, 4, 5)), 16_000, "has shape \\(2, 3, 4, 5\\)"),
         (np.zeros(800), 0, "`sampling_rate` is 0"),
+        (b"RIFF", 16_000, "The audio is 4 bytes \\(bytes\\), not samples"),
+        (bytearray(800), 16_000, "The audio is 800 bytes \\(bytearray\\), not samples"),
+        (memoryview(bytes(800)), 16_000, "The audio is 800 bytes \\(memoryview\\), not samples"),
+        ([bytearray(800)], 16_000, "The audio is 800 bytes"),
+        (io.BytesIO(bytes(800)), 16_000, "The audio is a file \\(BytesIO\\), not samples"),
+        ([io.BufferedReader(io.BytesIO(bytes(800)))], 16_000, "The audio is a file \\(BufferedReader\\)"),
+        ("song.wav", 16_000, "The audio is a path \\('song.wav'\\), not samples"),
+        ({"array": np.zeros(800)}, 16_000, "The audio is a dict with 'array', not samples"),
     ],
 )
 def test_bad_audio_is_refused_in_one_sentence(extractor, audio, rate, sentence):

@@ -4,7 +4,10 @@ import io
 import re
 import subprocess
 import sys
+import tempfile
 import threading
+import urllib.request
+import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from music2vec_hf import (
 )
 from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.hub.push import with_remote_code
+from music2vec_hf.model import pipeline_music2vec
 
 TASK = "audio-classification"
 LABELS = ["arousal", "brass", "calm", "drums", "energy", "flute"]
@@ -97,6 +101,26 @@ def test_every_format_rate_and_channel_count(save_model, monkeypatch, kind, subt
     pipe = pipeline(TASK, model=save_model()[0])
     audio = encoded(np.stack([song(rate=rate, seed=seed) for seed in range(channels)], axis=1), rate, kind, subtype)
     assert_same(pipe(audio), pipe(read_audio(audio)))
+    monkeypatch.setattr(pipe, "decode", pipeline_music2vec._decode)  # without the library
+    assert_same(pipe(audio), pipe(read_audio(audio)))
+
+
+@pytest.mark.parametrize("damage", ["joined mp3", "cut FLAC", "wav without a length", "wav with a name as suffix"])
+def test_it_hears_what_the_library_reads(save_model, tmp_path, damage):
+    flac, wav, mp3 = encoded(song(6), kind="FLAC"), encoded(song(3)), encoded(song(3, 44_100), 44_100, "MP3")
+    audio = {
+        "joined mp3": mp3 + mp3,
+        "cut FLAC": flac[: len(flac) // 2],
+        "wav without a length": wav[:4] + b"\xff" * 4 + wav[8:40] + bytes(4) + wav[44:],
+        "wav with a name as suffix": wav,
+    }[damage]
+    pipe = pipeline(TASK, model=save_model()[0])
+    path = tmp_path / ("song.mp3" if "suffix" in damage else "song")
+    path.write_bytes(audio)
+    with warnings.catch_warnings(action="ignore"):
+        heard = len(read_audio(audio)) / 16_000
+        for source in (audio, path, str(path), path.open("rb"), {"path": str(path)}, {"bytes": audio}):
+            assert pipe(source, return_timeline=True)["timeline"][-1]["end"] == pytest.approx(heard, abs=0.026)
 
 
 def test_every_kind_of_source_gives_the_same_answer(save_model, tmp_path):
@@ -119,6 +143,9 @@ def test_every_kind_of_source_gives_the_same_answer(save_model, tmp_path):
         {"array": song().tolist(), "sampling_rate": 16_000, "path": None},
         {"bytes": wav, "path": "song.wav"},
         {"bytes": None, "path": str(path)},
+        bytearray(wav),
+        memoryview(wav),
+        {"bytes": memoryview(wav)},
     ]
     expected = pipe(song())
     for source in sources:
@@ -126,28 +153,89 @@ def test_every_kind_of_source_gives_the_same_answer(save_model, tmp_path):
     for answer in [*pipe(sources), *pipe(source for source in sources)]:
         assert_same(answer, expected)
     assert pipe([]) == []
+    for file in (path.open("rb"), io.BytesIO(wav), tempfile.SpooledTemporaryFile()):
+        with file:
+            if isinstance(file, tempfile.SpooledTemporaryFile):
+                file.write(wav)
+                file.seek(0)
+            assert_same(pipe(file), expected)
+            assert not file.closed and file.read() == b""
+            file.seek(0)
+            assert file.read() == wav
 
 
-def test_a_url_that_the_user_passes(save_model):
-    wav = encoded(song(), subtype="FLOAT")
+class Server(BaseHTTPRequestHandler):
+    """Serves one song under any path that is asked for, which it notes, but for some."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/song.wav" else 404)
-            self.end_headers()
-            self.wfile.write(wav)
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        kind = next((kind for kind in ("absent", "moved", "short", "mute") if kind in self.path), "song")
+        if kind == "mute":
+            return
+        self.send_response({"absent": 404, "moved": 302}.get(kind, 200))
+        if kind == "moved":
+            self.send_header("Location", "/t\xfcr und tor.wav")
+        self.send_header("Content-Length", str(len(self.server.song) + 9 * (kind == "short")))
+        self.end_headers()
+        self.wfile.write(self.server.song)
 
-        def log_message(self, *args):
-            pass
+    def log_message(self, *args):
+        pass
 
-    pipe = pipeline(TASK, model=save_model()[0])
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+
+@pytest.fixture
+def server():
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        server.asked, server.song = [], encoded(song(), subtype="FLOAT")
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert_same(pipe(f"{address}/song.wav"), pipe(song()))
-        with pytest.raises(OSError, match="404"):
-            pipe(f"{address}/absent.wav")
+        yield server
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "given, asked",
+    [
+        ("song.wav", "song.wav"),
+        ("my song.wav", "my%20song.wav"),
+        ("caf\u00e9/\u97f3\u697d.wav", "caf%C3%A9/%E9%9F%B3%E6%A5%BD.wav"),
+        ("my%20song.wav", "my%20song.wav"),  # quoted already
+        ("100%.wav", "100%25.wav"),
+        ("a%2Fb.wav?key=x y&sign=a%3D%3D", "a%2Fb.wav?key=x%20y&sign=a%3D%3D"),
+        ("a+b,c;d=(1)[2].wav?v=1#t=10", "a+b,c;d=(1)%5B2%5D.wav?v=1"),
+        ("moved.wav", "moved.wav"),
+    ],
+)
+def test_a_url_may_have_any_characters(save_model, server, given, asked):
+    pipe = pipeline(TASK, model=save_model()[0])
+    for scheme in ("http", "HTTP"):
+        assert_same(pipe(f"{scheme}://127.0.0.1:{server.server_port}/{given}"), pipe(song()))
+    assert server.asked[0] == f"/{asked}"
+
+
+@pytest.mark.parametrize("given, reason", [("absent.wav", "404"), ("short.wav", "9 more"), ("mute.wav", "closed")])
+def test_a_url_that_gives_no_song_is_named_in_one_sentence(save_model, server, given, reason):
+    pipe = pipeline(TASK, model=save_model()[0])
+    with pytest.raises(OSError, match=rf"^http://127.0.0.1:\d+/{given} cannot be read \(.*{reason}.*\). Check the"):
+        pipe(f"http://127.0.0.1:{server.server_port}/{given}")
+
+
+@pytest.mark.parametrize("url", ["http://[::1/song.wav", "http://127.0.0.1:port/song.wav", "http:///song.wav"])
+def test_a_url_that_is_none_is_refused_in_one_sentence(save_model, url):
+    with pytest.raises(OSError, match=rf"^{re.escape(url)} cannot be read"):
+        pipeline(TASK, model=save_model()[0])(url)
+
+
+def test_a_host_may_have_any_letters(save_model, monkeypatch):
+    asked = []
+
+    def stop(request, timeout):
+        asked.append(request.full_url)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(urllib.request, "urlopen", stop)
+    with pytest.raises(OSError, match="no answer"):
+        pipeline(TASK, model=save_model()[0])("https://me@m\u00fcsik.example:8080/a b.wav")
+    assert asked == ["https://me@xn--msik-0ra.example:8080/a%20b.wav"]
 
 
 def test_a_bare_array_may_have_its_rate(save_model):
@@ -257,6 +345,7 @@ def test_models_of_others_keep_the_stock_pipeline(tiny_config, tmp_path):
         ({"array": np.zeros(16_000)}, {}, "has no `sampling_rate` beside it"),
         ({"audio": np.zeros(16_000)}, {}, "a dict with 'audio'. It needs 'array'"),
         (None, {}, "Give real numbers"),
+        (io.StringIO("text"), {}, "Reading the file gives str, not bytes"),
         (song(), {"top_k": 0}, "`top_k` is 0. Use at least 1"),
         (song(), {"function_to_apply": "relu"}, "Use 'softmax', 'sigmoid' or 'none'"),
         (song(), {"window_seconds": 0.02}, "Use at least 0.025 s, one frame"),
