@@ -114,6 +114,11 @@ class Recipe:
             )
         if self.mask_time_prob == 0:
             raise ValueError("`mask_time_prob` is 0, but the loss is that of masked frames. Use a share above 0.")
+        if round(self.mask_dropout * self.mask_time_length) >= self.mask_time_length:
+            raise ValueError(
+                f"`mask_dropout` is {self.mask_dropout}, which can show all {self.mask_time_length} frames of a span "
+                "again. Use a smaller share."
+            )
         if self.batch_seconds < self.crop_seconds:
             raise ValueError(
                 f"`batch_seconds` is {self.batch_seconds} but one crop has {self.crop_seconds} s. Use a batch of at "

@@ -75,6 +75,7 @@ def test_text_numbers_are_read_as_numbers():
         ({"mix_snr_db": [10, 0]}, "`mix_snr_db` is \\[10.0, 0.0\\]. Use two values in dB, the lower one first"),
         ({"max_seconds_per_device": "fast"}, "`max_seconds_per_device` is 'fast'. Use a number or `auto`"),
         ({"mask_time_prob": 0}, "`mask_time_prob` is 0, but the loss is that of masked frames"),
+        ({"mask_dropout": 0.96}, "`mask_dropout` is 0.96, which can show all 10 frames of a span again"),
         ({"batch_seconds": 3}, "`batch_seconds` is 3.0 but one crop has 5.0 s"),
         ({"hidden_size": "wide"}, "`hidden_size` is 'wide'. Use a value of type int"),
         ({"conv_dim": 8}, "`conv_dim` is 8"),
