@@ -29,7 +29,7 @@ LIMITS = {
     "synthetic": 920,
     "features": 1_800,
     "pretraining": 1_530,
-    "finetuning": 620,
+    "finetuning": 600,
     "probing": 6_200,
     "hub": 1_430,
 }

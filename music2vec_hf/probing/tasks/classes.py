@@ -50,9 +50,6 @@ def read_gtzan(task: Task, folder: Path) -> Found:
 
     Official layout `genres/<genre>/<genre>.000NN.wav`; older copies hold `.au`, the Kaggle copy lies in
     `Data/genres_original/`. A file is found by its stem, wherever it lies.
-
-    Raises:
-        FileNotFoundError: if there is no clip of GTZAN.
     """
 
     def stem_of(path: Path) -> str | None:
@@ -78,10 +75,6 @@ def read_nsynth(task: Task, folder: Path) -> Found:
 
     Official layout: `nsynth-train/`, `nsynth-valid/` and `nsynth-test/`, each with `examples.json` and
     `audio/<note>.wav`.
-
-    Raises:
-        FileNotFoundError: if a folder or its examples.json is not there.
-        ValueError: if examples.json is damaged or a label is unknown.
     """
     examples, extra = [], []
     for split in SPLITS:
@@ -130,10 +123,6 @@ def read_vocalset(task: Task, folder: Path) -> Found:
     one seed. MARBLE ships no lists to hold the result against, and hears 3 s segments with silence cut off the start,
     where we hear whole recordings. So a score here is never called comparable. Recordings whose name and folder
     disagree about the singer, and exact copies, keep their number but are left out, and named.
-
-    Raises:
-        FileNotFoundError: if no folder of a singer with folders of techniques is there.
-        ValueError: if a split is empty.
     """
     found = _find_recordings(folder)
     if not found.recordings:

@@ -32,10 +32,6 @@ def read_custom(task: Task, folder: Path) -> Found:
     by semicolons); files in `<split>/<label>/`: see [`list_labelled`]. In the first two, the one column of classes
     (`ClassLabel`) is taken where none has the name. Labels are those of the column's type, or else all that occur,
     sorted. Audio files that are in no split are named, and not used.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if a split, the audio column, the label column or a label is not there, or several could be meant.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is not a folder; `{task.name}` reads a local data set of `datasets`.")
@@ -52,12 +48,7 @@ def read_custom(task: Task, folder: Path) -> Found:
 
 
 def read_synthetic(task: Task, folder: Path) -> Found:
-    """Read one of the synthetic tasks from a folder written by `music2vec synth`.
-
-    Raises:
-        FileNotFoundError: if metadata.csv or synth.json is not there.
-        ValueError: if one of them is damaged.
-    """
+    """Read one of the synthetic tasks from a folder written by `music2vec synth`."""
     for name in ("metadata.csv", "synth.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(

@@ -91,10 +91,6 @@ def read_giantsteps(task: Task, folder: Path) -> Found:
 
     A track is a song. Its clips are the non-overlapping windows of 30 s from its start, a rest is dropped
     (`Split.num_clips`). A protocol that scores songs by an ensemble of their clips cuts them so.
-
-    Raises:
-        FileNotFoundError: if one of the repositories is not there.
-        ValueError: if one is there twice, a song has no artist or a key is none of the 24.
     """
     mtg = "giantsteps-mtg-key-dataset"
     table = find_one(
@@ -179,10 +175,6 @@ def read_emomusic(task: Task, folder: Path) -> Found:
     Official layout: `songs_info.csv` and `static_annotations.csv`, beside `clips_45seconds/<song_id>.mp3` or in
     `annotations/`. DEAM and PMEmo ship a `static_annotations.csv` too, with other columns and other values: refused.
     Targets are standardised by mean and population deviation of train and validation together.
-
-    Raises:
-        FileNotFoundError: if a table is not there.
-        ValueError: if a table has other columns, a song is in only one of them, or its set is unknown.
     """
     info_file, info = _songs_table(folder, "songs_info.csv", ("Artist", SET_COLUMN), task)
     static_file, static = _songs_table(folder, "static_annotations.csv", MEAN_COLUMNS, task)

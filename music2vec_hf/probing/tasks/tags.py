@@ -22,10 +22,6 @@ def read_magnatagatune(task: Task, folder: Path) -> Found:
     Official layout: `annotations_final.csv` (tab separated, 190 columns) beside the hexadecimal folders `0` to `f`, or
     with these in `mp3/`, `audio/` or any other one folder. All clips, or in the other task only those with a tag: the
     two differ by points of average precision, so scores of one never stand for the other.
-
-    Raises:
-        FileNotFoundError: if the annotations are not there.
-        ValueError: if a value is neither 0 nor 1, or a path lies in none of the 16 folders.
     """
     pattern = "annotations_final.csv" if (folder / "annotations_final.csv").is_file() else "*/annotations_final.csv"
     table = find_one(folder, pattern, f"annotations_final.csv, which `{task.name}` needs", task.source)
@@ -63,10 +59,6 @@ def read_jamendo(task: Task, folder: Path) -> Found:
     Official layout: `data/splits/split-0/autotagging_<subset>-<split>.tsv` (CR LF, one field per tag at the end of a
     row), and anywhere below the folder the audio, `audio/41/241.mp3` or `audio-low/41/241.low.mp3`, whose names the
     tables give without `.low`. Tracks are long: a track's vector is the mean over all of its windows.
-
-    Raises:
-        FileNotFoundError: if a table of split 0 is not there.
-        ValueError: if a table is not UTF-8, or has other columns or an unknown tag; if there are two.
     """
     subset = task.name.removeprefix("mtg-jamendo-").replace("top50", "top50tags")
     found, others = index_audio(folder, _jamendo_key)
