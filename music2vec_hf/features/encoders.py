@@ -77,8 +77,9 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """The device that the model's weights are on."""
-        return next(self.model.parameters()).device
+        """The device that the model's weights are on; the CPU for weights that are brought when they are needed."""
+        device = next(self.model.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
 
     @cached_property
     def layers(self) -> list[str]:

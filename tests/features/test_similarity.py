@@ -16,15 +16,16 @@ from music2vec_hf.features.store import vectors
 from music2vec_hf.features.tables import find_similar, nearest, write_embeddings
 
 
-@pytest.fixture
-def library(encoder_folder, tmp_path):
-    """Six tracks, embedded in windows of a second, and the folder that they are in."""
-    (tmp_path / "music").mkdir()
+@pytest.fixture(scope="module")
+def library(encoder_folder, tmp_path_factory):
+    """Six tracks, embedded in windows of a second, beside the folder `music` that they are in."""
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "music").mkdir()
     for number in range(6):
-        soundfile.write(tmp_path / "music" / f"{number}.wav", noise(2.5, number), 16_000)
+        soundfile.write(folder / "music" / f"{number}.wav", noise(2.5, number), 16_000)
     options = {"window_seconds": 1, "overlap_seconds": 0.5}
-    write_embeddings(encoder_folder, [tmp_path / "music"], tmp_path / "library.parquet", **options)
-    return tmp_path / "library.parquet"
+    write_embeddings(encoder_folder, [folder / "music"], folder / "library.parquet", **options)
+    return folder / "library.parquet"
 
 
 def table_of(tmp_path, rows):
@@ -34,13 +35,13 @@ def table_of(tmp_path, rows):
 
 
 def test_the_nearest_is_the_track_itself_and_cosines_are_cosines(encoder, library, tmp_path):
-    query = tmp_path / "music" / "4.wav"
+    query = library.parent / "music" / "4.wav"
     found = find_similar(library, query, top=6, layer="2")
     vector = embed(encoder, query, layers=2, window_seconds=1, overlap_seconds=0.5)
     rows = np.array(pq.read_table(library)["layer_2"].to_pylist())
     cosines = rows @ vector / np.linalg.norm(rows, axis=1) / np.linalg.norm(vector)
     order = np.argsort(-cosines)
-    assert [path for path, _ in found] == [str(tmp_path / "music" / f"{number}.wav") for number in order]
+    assert [path for path, _ in found] == [str(library.parent / "music" / f"{number}.wav") for number in order]
     assert order[0] == 4 and found[0][1] == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose([cosine for _, cosine in found], cosines[order], atol=1e-5)
     assert len(find_similar(library, query, top=2)) == 2
@@ -56,13 +57,13 @@ def test_blocks_give_what_the_whole_gives(tmp_path):
     np.testing.assert_allclose([cosine for _, cosine in found], cosines[best], atol=1e-6)
 
 
-def test_the_library_knows_its_model(encoder, library, tmp_path, tiny_config, encoder_folder):
+def test_the_library_knows_its_model(encoder, library, tmp_path, encoder_folder):
     settings = json.loads(pq.read_schema(library).metadata[b"music2vec_hf"])
     assert settings["model"] == str(encoder_folder) and settings["window_seconds"] == 1
     torch.manual_seed(1)
-    Music2VecModel(tiny_config).save_pretrained(tmp_path / "other")
+    Music2VecModel(encoder.config).save_pretrained(tmp_path / "other")
     Music2VecFeatureExtractor().save_pretrained(tmp_path / "other")
-    query = tmp_path / "music" / "1.wav"
+    query = library.parent / "music" / "1.wav"
     with pytest.raises(ValueError, match="has other weights than the model that made"):
         find_similar(library, query, model=tmp_path / "other")
     bare = tmp_path / "bare.parquet"
@@ -73,7 +74,7 @@ def test_the_library_knows_its_model(encoder, library, tmp_path, tiny_config, en
 
 
 def test_mistakes_are_refused(library, encoder_folder, tmp_path):
-    query = tmp_path / "music" / "1.wav"
+    query = library.parent / "music" / "1.wav"
     with pytest.raises(ValueError, match=r"has no layer 7. It has conv, 0, 1, 2, 3"):
         find_similar(library, query, layer="7")
     with pytest.raises(ValueError, match="`top` is 0"):
@@ -91,6 +92,8 @@ def test_mistakes_are_refused(library, encoder_folder, tmp_path):
 
 
 def test_the_verb_prints_cosine_and_path(library, tmp_path, capsys):
-    assert main(["similar", str(library), str(tmp_path / "music" / "2.wav"), "--top", "2", "--device", "cpu"]) == 0
+    assert (
+        main(["similar", str(library), str(library.parent / "music" / "2.wav"), "--top", "2", "--device", "cpu"]) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0] == f"1.0000  {tmp_path / 'music' / '2.wav'}"
+    assert len(lines) == 2 and lines[0] == f"1.0000  {library.parent / 'music' / '2.wav'}"

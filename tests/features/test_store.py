@@ -1,13 +1,11 @@
 """Sources: features from audio files, each computed once, found again by content, resumed after a kill."""
 
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+from toy_audio import noise
 
 from music2vec_hf.features import encoders, store
 from music2vec_hf.features.encoders import Encoder
@@ -21,10 +19,6 @@ from music2vec_hf.features.spectral import (
 )
 
 CHROMA = encoders.FeatureSource("chroma", "chroma")
-
-
-def noise(seconds, seed=0):
-    return (0.1 * np.random.default_rng(seed).standard_normal(round(16_000 * seconds))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -72,34 +66,16 @@ def test_sources_have_names_and_mistakes_get_a_sentence():
         encoders.resolve_sources(["a/model", "b/model"])
 
 
-KILLED = """
-import os, signal, sys
-from music2vec_hf.features import store
-from music2vec_hf.features.spectral import SpectralEncoder
-
-class Killed(SpectralEncoder):
-    def rows(self, paths, *args, done=[]):
-        if len(done) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done.append(paths)
-        return super().rows(paths, *args)
-
-store.FILES_PER_PART = 4
-store.FeatureStore(sys.argv[1], Killed("chroma")).rows(sys.argv[2:])
-"""
-
-
-def test_a_run_that_is_killed_leaves_whole_parts_and_the_next_goes_on(paths, tmp_path, computed):
-    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cache", *paths])
-    assert killed.returncode == -signal.SIGKILL
+def test_a_run_that_was_killed_leaves_whole_parts_and_the_next_goes_on(killed, music, computed):
+    files = sorted(path for path in music.rglob("*.*") if path.name != "x.wav")
+    (folder,) = (killed / "cache").iterdir()
     # What a kill in the middle of a write leaves beside them is no part.
-    (folder,) = (tmp_path / "cache").iterdir()
     (folder / ".x.parquet.1.unfinished").write_bytes(b"half")
-    rows = features_of(CHROMA, paths, cache_dir=tmp_path / "cache")
-    assert [len(chosen) for chosen in computed] == [12]
-    same(rows, features_of(CHROMA, paths))
+    rows = features_of(CHROMA, files, cache_dir=killed / "cache")
+    assert computed == [files[4:]]
+    same(rows, features_of(CHROMA, files))
     computed.clear()
-    same(rows, features_of(CHROMA, paths, cache_dir=tmp_path / "cache"))
+    same(rows, features_of(CHROMA, files, cache_dir=killed / "cache"))
     assert computed == []
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -15,22 +14,12 @@ from datasets import load_dataset
 from toy_audio import noise
 
 from music2vec_hf import embed
+from music2vec_hf.cli import main
 from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.features.embeddings import list_inputs
 from music2vec_hf.features.store import write_tables
 from music2vec_hf.features.tables import write_embeddings
 from music2vec_hf.features.windows import hear_tracks
-
-
-@pytest.fixture
-def music(tmp_path):
-    """Five tracks of other lengths, two of them in a folder below, and a file that is no audio."""
-    folder = tmp_path / "music"
-    (folder / "below").mkdir(parents=True)
-    for number, name in enumerate(["a.flac", "b.wav", "below/a.flac", "below/c.flac", "d.ogg"]):
-        soundfile.write(folder / name, noise(1 + 0.5 * number, number), 16_000)
-    (folder / "x.wav").write_text("not audio")
-    return folder
 
 
 def columns(path):
@@ -53,7 +42,7 @@ def test_the_table_names_what_it_left_out(encoder_folder, music, tmp_path):
     ]
     np.testing.assert_allclose(table["duration"], [1, 1.5, 2, 2.5, 3])
     np.testing.assert_allclose(table["layer_3"], embed(encoder_folder, list(table["path"]), layers=3), atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "music", "out.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
     assert load_dataset("parquet", data_files=str(tmp_path / "out.parquet"), split="train")[1]["duration"] == 1.5
 
 
@@ -116,42 +105,24 @@ def embedded(monkeypatch):
     return heard
 
 
-KILLED = """
-import os, signal, sys
-from music2vec_hf.features import tables
-
-def write(*args, write=tables.write_tables, done=[]):
-    if len(done) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(*args)
-    done.append(args)
-
-tables.write_tables = write
-tables.write_embeddings(*sys.argv[1:2], sys.argv[2:3], sys.argv[3], device="cpu")
-"""
-
-
 @pytest.mark.parametrize("name", ["out.parquet", "out/"])
-def test_a_killed_run_goes_on(encoder_folder, music, tmp_path, monkeypatch, name):
-    output = f"{tmp_path}/{name}"
-    killed = subprocess.run([sys.executable, "-c", KILLED, encoder_folder, music, output], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out.parquet").exists()
+def test_a_killed_run_goes_on(encoder_folder, music, killed, tmp_path, monkeypatch, name):
+    parts = killed / (".out.parquet.parts" if name == "out.parquet" else "out/.parts")
+    assert parts.is_dir() and (name == "out/" or not (killed / name).exists())
     heard = embedded(monkeypatch)
-    summary = write_embeddings(encoder_folder, [music], output)
+    summary = write_embeddings(encoder_folder, [music], f"{killed}/{name}")
     assert summary["reused"] == 3 and len(heard) == 2 and summary["tracks"] == 5
     assert summary["hours"] == pytest.approx(10 / 3600)
     write_embeddings(encoder_folder, [music], tmp_path / "expected.parquet")
-    expected = columns(tmp_path / "expected.parquet")["layer_3"]
-    if name == "out.parquet":
-        found = columns(tmp_path / name)["layer_3"]
-    else:
-        found = np.concatenate([columns(path)["layer_3"] for path in sorted((tmp_path / "out").rglob("*.npz"))])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert not list(tmp_path.rglob("*.parts*")) and not list(tmp_path.rglob("*.unfinished"))
+    files = [killed / name] if name == "out.parquet" else sorted((killed / "out").rglob("*.npz"))
+    found = np.concatenate([columns(path)["layer_3"] for path in files])
+    np.testing.assert_allclose(found, columns(tmp_path / "expected.parquet")["layer_3"], atol=1e-6)
+    assert not parts.exists()
 
 
 def test_a_changed_file_or_setting_reads_no_old_part(encoder_folder, music, tmp_path, monkeypatch):
+    music = shutil.copytree(music, tmp_path / "music")
+
     def interrupted(target, *args):
         if target.suffix == ".parquet" and len(list(target.parent.glob("*.parquet"))) == 3:
             raise KeyboardInterrupt
@@ -173,6 +144,7 @@ def test_a_changed_file_or_setting_reads_no_old_part(encoder_folder, music, tmp_
 
 
 def test_a_folder_goes_on_and_is_not_mixed(encoder_folder, music, tmp_path, monkeypatch):
+    music = shutil.copytree(music, tmp_path / "music")
     output = tmp_path / "out"
     output.mkdir()
     write_embeddings(encoder_folder, [music], output, ["3"])
@@ -223,11 +195,39 @@ def test_mistakes_are_refused(encoder_folder, music, tmp_path):
 
 
 def test_inputs_of_every_kind_are_listed(music, tmp_path):
+    music = shutil.copytree(music, tmp_path / "music")
     (music / "list.csv").write_text("file_name,label\nb.wav,1\nbelow/c.flac,2\n")
     named = list_inputs([music / "list.csv", music / "a.flac", music / "below"])
     assert [track.name for track in named.tracks] == ["b.wav", "below/c.flac", "a.flac", "a.flac", "c.flac"]
     with pytest.raises(ValueError, match="does not exist"):
         list_inputs(["nowhere at all"])
+
+
+@pytest.mark.parametrize("output", ["embeddings.parquet", "embeddings.npz", "out/"])
+def test_our_own_output_among_the_music_changes_nothing(encoder_folder, music, tmp_path, output):
+    music = shutil.copytree(music, tmp_path / "music")
+    first = write_embeddings(encoder_folder, [music], f"{music}/{output}", ["3"])
+    (music / ".old.parquet.parts").mkdir()  # as a run leaves it that was killed
+    shutil.copy(music / "below" / "a.flac", music / ".old.parquet.parts" / "hidden.flac")
+    again = write_embeddings(encoder_folder, [music], f"{music}/{output}", ["3"])
+    assert again == first | {"reused": 5 if output == "out/" else 0}
+    assert len(embed(encoder_folder, music / "below", layers=3)) == 2
+
+
+def test_truncated_files_are_named_also_after_a_kill(encoder_folder, music, tmp_path, capsys):
+    music = shutil.copytree(music, tmp_path / "music")
+    whole = (music / "below" / "c.flac").read_bytes()
+    (music / "below" / "c.flac").write_bytes(whole[: len(whole) // 2])
+    named = [str(music / "below" / "c.flac")]
+    for output in ("out.parquet", "out/", "out/"):
+        summary = write_embeddings(encoder_folder, [music], f"{tmp_path}/{output}", ["3"])
+        assert [path for path, _ in summary["truncated"]] == named and "of the 2.5 s" in summary["truncated"][0][1]
+    assert summary["reused"] == summary["tracks"] == 5
+    command = ["embed", str(encoder_folder), str(music), "--output", str(tmp_path / "again.npz"), "--device", "cpu"]
+    assert main([*command, "--layers", "3"]) == 0
+    printed = capsys.readouterr()
+    assert "1 truncated, 1 could not be read" in printed.out
+    assert f"truncated: {named[0]}: only" in printed.err and f"left out: {music / 'x.wav'}:" in printed.err
 
 
 MEMORY = """
