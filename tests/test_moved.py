@@ -26,6 +26,14 @@ NAMES = [
     ("onnx_int8", "measure_int8"),
     ("probing.published", "comparison"),
     ("push", "make_publication"),
+    ("modeling_music2vec", "Music2VecPreTrainedModel"),
+    ("modeling_music2vec", "Music2VecForSequenceClassification"),
+    ("frontend_music2vec", "Music2VecFeatureEncoder"),
+    ("data.prepare", "prepare_corpus"),
+    ("data.batches", "CropDataset"),
+    ("data.batches", "BatchPlan"),
+    ("data.sources", "Track"),
+    ("data.synthetic", "synthesize_corpus"),
     ("remote_code", "with_remote_code"),
 ]
 
