@@ -1,9 +1,13 @@
 """A labelled toy corpus and a toy model for probing."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from toy_datasets import DATASETS
 
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf.probing.probes import SEARCHES
 from music2vec_hf.synthetic.generator import synthesize_corpus
 
 
@@ -15,9 +19,25 @@ def corpus(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Features and searches of all runs on the toy corpus, as a user's `--cache-dir`."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def short_searches(monkeypatch):
+    """`quick` and `marble` with two settings each and few steps: for tests of what a run does with its scores."""
+    for name, steps in (("quick", 40), ("marble", 2)):
+        search = SEARCHES[name]
+        short = replace(search, settings=search.settings[:2], max_steps=steps, by_task={})
+        monkeypatch.setitem(SEARCHES, name, short)
+
+
 @pytest.fixture
 def model_folder(tiny_config, tmp_path):
-    """Folder of a toy model with random weights."""
+    """Folder of a toy model with random weights, the same in every test."""
+    torch.manual_seed(0)
     Music2VecModel(tiny_config).save_pretrained(tmp_path / "model")
     Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")

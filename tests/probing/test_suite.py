@@ -1,6 +1,7 @@
-"""The suite: chain from audio files to results.json, averages and paired comparisons."""
+"""The suite: chain from audio files to results.json; nothing that an earlier run made is lost."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -9,11 +10,13 @@ import pytest
 from toy_datasets import build_emomusic, build_giantsteps, gtzan_subset
 from toy_tasks import SEARCH, toy_task
 
+from music2vec_hf import Music2VecModel
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.evaluation import probe
 from music2vec_hf.probing.probes import SEARCHES
-from music2vec_hf.probing.scores import Predictions, paired_difference
+from music2vec_hf.probing.report import write_report
+from music2vec_hf.probing.scores import Predictions, load_predictions, paired_difference
 from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, resolve_tasks
 
 
@@ -40,10 +43,11 @@ def test_every_task_has_terms_and_a_known_metric():
     assert resolve_tasks(["synthetic", "synthetic-key"]) == tuple(TASKS)[:4]
 
 
-def test_suite_goes_from_audio_files_to_results(corpus, tmp_path, model_folder):
+def test_suite_goes_from_audio_files_to_results(corpus, tmp_path, model_folder, cache, short_searches):
     names = {"pretrained": model_folder, "random-init": "random-init", "chroma": "chroma"}
     layers = ["conv", "2"]
-    path = suite.run_suite(names, "synthetic", corpus, tmp_path, seeds=(0, 1), layers=layers, progress=False)
+    options = {"seeds": (0, 1), "layers": layers, "progress": False, "cache_dir": cache}
+    path = suite.run_suite(names, "synthetic", corpus, tmp_path, **options)
     content = read_results(path)
     metrics = [(task, metric) for task in TASK_GROUPS["synthetic"] for metric in TASKS[task].metrics]
     for source in ("pretrained", "random-init", "chroma", "chance"):
@@ -88,10 +92,9 @@ def test_a_track_in_two_splits_is_refused(corpus, tmp_path):
         load_task("synthetic-key", copy)
 
 
-def test_a_pilot_leaves_one_layer_to_the_search(corpus, tmp_path, model_folder):
-    path = suite.run_suite(
-        [model_folder, "mel"], "synthetic-genre", corpus, tmp_path / "out", seeds=(0,), layers="pilot", progress=False
-    )
+def test_a_pilot_leaves_one_layer_to_the_search(corpus, tmp_path, model_folder, cache, short_searches):
+    options = {"seeds": (0,), "layers": "pilot", "progress": False, "cache_dir": cache}
+    path = suite.run_suite([model_folder, "mel"], "synthetic-genre", corpus, tmp_path / "out", **options)
     content = read_results(path)
     assert content["layers"] == "pilot"
     model, mel, _ = content["records"]
@@ -117,7 +120,7 @@ def test_mistakes_are_told_before_any_audio_is_read(corpus, tmp_path, model_fold
     assert not (tmp_path / "out").exists()
 
 
-def test_marble_probes_windows_and_the_weighted_sum(corpus, tmp_path, model_folder):
+def test_marble_probes_windows_and_the_weighted_sum(corpus, tmp_path, model_folder, short_searches):
     """Of 2 s clips in windows of 1 s every track has two rows; nothing else tells marble from the other protocols."""
     options = {"seeds": (0,), "window_seconds": 1.0, "progress": False, "cache_dir": tmp_path / "cache"}
     records = {}
@@ -136,7 +139,7 @@ def test_marble_probes_windows_and_the_weighted_sum(corpus, tmp_path, model_fold
     assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 1  # both protocols read the same windows
 
 
-def test_the_whole_giantsteps_goes_from_songs_of_two_minutes_to_song_scores(tmp_path):
+def test_the_whole_giantsteps_goes_from_songs_of_two_minutes_to_song_scores(short_searches, tmp_path):
     root = build_giantsteps(tmp_path / "giantsteps")
     path = suite.run_suite(["chroma"], "giantsteps", root, tmp_path / "out", seeds=(0,), progress=False)
     record = read_results(path)["records"][0]
@@ -165,3 +168,57 @@ def test_official_layouts_go_to_results_under_both_published_protocols(search, t
     for record in records.values():
         assert record["protocol"] == search and record["row_seconds"] == (30.0 if search == "marble" else None)
         assert record["probe_settings"]["dropout_input"] == (0.0 if search == "marble" else 0.75)
+
+
+@pytest.fixture
+def run(corpus, tmp_path, cache, short_searches):
+    def run(sources, task, search="quick", seeds=(0,)):
+        out, options = tmp_path / "out", {"layers": ["1"], "progress": False, "cache_dir": cache}
+        suite.run_suite(sources, f"synthetic-{task}", corpus, out, search, seeds, **options)
+        return out
+
+    return run
+
+
+def test_the_same_run_again_takes_the_place_of_its_results(run):
+    out = run(["chroma"], "key")
+    before = read_results(out)
+    run(["chroma"], "key")
+    assert read_results(out)["records"] == before["records"]
+    run(["chroma", "mfcc"], "key")  # measures all of it again, and more
+    assert not (out / "earlier").exists()
+
+
+def test_results_of_another_task_protocol_or_seed_are_kept_whole(run, tmp_path, caplog):
+    out = run(["chroma", "mfcc"], "key")
+    first, outputs = read_results(out), load_predictions(out, "mfcc")["synthetic-key"].outputs
+    with caplog.at_level(logging.WARNING):
+        run(["chroma"], "genre")
+    assert f"{out} held results of another run; they are in {out / 'earlier' / '1'} now." in caplog.text
+    assert read_results(out / "earlier" / "1") == first
+    assert np.array_equal(load_predictions(out / "earlier" / "1", "mfcc")["synthetic-key"].outputs, outputs)
+    predictions = {path.name for path in (out / "predictions").iterdir()}
+    assert predictions == {"chroma--synthetic-genre.npz", "chance--synthetic-genre.npz"}
+    run(["chroma"], "genre", "marble")
+    run(["chroma"], "genre", "marble", seeds=(1,))
+    kept = [read_results(out / "earlier" / number) for number in ("2", "3")]
+    assert [content["protocol"] for content in kept] == ["quick", "marble"]
+    assert [content["records"][0]["seeds"] for content in kept] == [[0], [0]]
+    assert not list((out / "earlier").glob(".*"))
+    write_report([out, out / "earlier" / "1"], tmp_path / "report")
+    assert "mfcc" in (tmp_path / "report" / "report.md").read_text()  # which the last run has no score of
+
+
+def test_scores_of_other_weights_of_the_same_name_are_kept(run, tiny_config, model_folder):
+    run([model_folder], "key")
+    Music2VecModel(tiny_config).save_pretrained(model_folder)
+    out = run([model_folder], "key")
+    now, earlier = (read_results(folder)["records"][0] for folder in (out, out / "earlier" / "1"))
+    assert now["source"] == earlier["source"] and now["model_hash"] != earlier["model_hash"]
+
+
+def test_a_file_that_is_no_results_file_is_kept_too(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("mine")
+    out = run(["chroma"], "key")
+    assert (out / "earlier" / "1" / "results.json").read_text() == "mine" and read_results(out)["records"]
