@@ -24,27 +24,36 @@ _FILE_BEGINS = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM")
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
-    """The settings of [`embed`] beside its own arguments.
+class HearingSettings:
+    """How a model hears tracks.
 
     Args:
-        feature_extractor (*optional*): for a loaded model; for ours by default one with the reference's normalisation.
         precision (`str`): of matrix products: `fp32`, `bf16`, `fp16`, or `auto` (bf16 where the hardware multiplies
             it). Weights are taken in float32, whatever they are stored in.
         overlap_seconds (`float`): what a window shares with the next one, at most half; see [`WindowPlan`].
         device (`str`, *optional*): `cpu`, `cuda`, `mps` or `auto`, to compute on; by default the model's.
         compile (`bool`): let torch.compile speed up the model: worth its minute for hours of audio.
-        return_times (`bool`): give the time of every frame, too.
         trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
     """
 
-    feature_extractor: object | None = None
     precision: str = "fp32"
     overlap_seconds: float = 0.0
     device: str | None = None
     compile: bool = False
-    return_times: bool = False
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class EmbedSettings(HearingSettings):
+    """The settings of [`embed`] beside its own arguments: those of [`HearingSettings`], and two more.
+
+    Args:
+        feature_extractor (*optional*): for a loaded model; for ours by default one with the reference's normalisation.
+        return_times (`bool`): give the time of every frame, too.
+    """
+
+    feature_extractor: object | None = None
+    return_times: bool = False
 
 
 def embed(
@@ -260,4 +269,4 @@ def _stamp(path: str) -> str:
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
-__all__ = ["EmbedSettings", "InputTrack", "Inputs", "embed", "list_inputs"]
+__all__ = ["EmbedSettings", "HearingSettings", "InputTrack", "Inputs", "embed", "list_inputs"]

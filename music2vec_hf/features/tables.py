@@ -12,7 +12,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from music2vec_hf.common.files import hold_lock
 from music2vec_hf.common.precision import choose_precision
-from music2vec_hf.features.embeddings import InputTrack, list_inputs
+from music2vec_hf.features.embeddings import HearingSettings, InputTrack, list_inputs
 from music2vec_hf.features.encoders import choose_device, compile_model, load_encoder
 from music2vec_hf.features.store import (
     column_of,
@@ -38,31 +37,13 @@ from music2vec_hf.features.windows import HeardTrack, hear_tracks, window_rows
 _LOCK = ".lock"
 
 
-@dataclass(frozen=True)
-class TableSettings:
-    """The settings of [`write_embeddings`] beside its own arguments.
-
-    Args:
-        pool (`str`): `"mean"` over the track, or `"none"` for every frame.
-        window_seconds (`float`): longest piece that the model hears at once.
-        precision, overlap_seconds, compile, trust_remote_code: as for [`music2vec_hf.embed`].
-        device (`str`): `cpu`, `cuda`, `mps` or `auto`.
-    """
-
-    pool: str = "mean"
-    window_seconds: float = 30.0
-    precision: str = "fp32"
-    overlap_seconds: float = 0.0
-    device: str = "auto"
-    compile: bool = False
-    trust_remote_code: bool = False
-
-
 def write_embeddings(
     model: str | Path,
     inputs: Sequence[str | Path],
     output: str | Path,
     layers: Sequence[str] | None = None,
+    pool: str = "mean",
+    window_seconds: float = 30.0,
     **settings,
 ) -> dict:
     """Embed files, folders and data sets into a Parquet or npz file, or into an npz file for each track.
@@ -82,7 +63,9 @@ def write_embeddings(
         output (`str` or `Path`): a name that ends in `.parquet` or `.npz`; or a folder that exists or whose name ends
             in a slash, for one npz file a track, named by its path below its input.
         layers (`Sequence[str]`, *optional*): names of layers; all by default.
-        settings: see [`TableSettings`].
+        pool (`str`): `"mean"` over the track, or `"none"` for every frame.
+        window_seconds (`float`): longest piece that the model hears at once.
+        settings: see [`HearingSettings`]; the device is `auto` by default.
 
     Returns:
         `dict`: `tracks`, `reused` (how many of them an earlier run had embedded), `hours`, `layers`; `rejects`, a list
@@ -92,18 +75,18 @@ def write_embeddings(
         ValueError: if there is no audio, none can be read, a layer is unknown, `output` is of another kind, or it is a
             folder with embeddings of other settings.
     """
-    settings = TableSettings(**settings)
+    settings = HearingSettings(**{"device": "auto", **settings})
     kind = _Folder if _is_folder(output) else _Table
     encoder = load_encoder(model, trust_remote_code=settings.trust_remote_code)
     chosen = encoder.check_layers(layers)
-    plan = encoder.plan(settings.window_seconds, settings.overlap_seconds, times=settings.pool == "none")
+    plan = encoder.plan(window_seconds, settings.overlap_seconds, times=pool == "none")
     listing, device = list_inputs(inputs), choose_device(settings.device)
     made_by = {
         "model_hash": encoder.hash,
         "feature_extractor": json.loads(encoder.extractor.to_json_string()),
         "layers": chosen,
-        "pool": settings.pool,
-        "window_seconds": settings.window_seconds,
+        "pool": pool,
+        "window_seconds": window_seconds,
         "overlap_seconds": settings.overlap_seconds,
         "precision": choose_precision(settings.precision, device.type),
     }
@@ -122,8 +105,8 @@ def write_embeddings(
             refused[todo[number]] = " ".join(str(error).split())
 
         sources = (track.source for track in bar)
-        for heard in hear_tracks(encoder, sources, plan, chosen, settings.pool, settings.precision, refuse):
-            table.add(todo[heard.number], heard, settings.pool)
+        for heard in hear_tracks(encoder, sources, plan, chosen, pool, settings.precision, refuse):
+            table.add(todo[heard.number], heard, pool)
         rejects = [*listing.rejects, *((track.path, reason) for track, reason in refused.items())]
         used = [track for track in listing.tracks if track not in refused]
         if not used:
