@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -86,3 +87,25 @@ def golden():
         return arrays
 
     return load
+
+
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory):
+    """A toy model and a real probe of it on 80 synthetic clips: `model/`, `corpus/`, `probes/`; not to be changed."""
+    from music2vec_hf.probing.probes import SEARCHES
+    from music2vec_hf.probing.suite import run_suite
+    from music2vec_hf.synthetic.generator import synthesize_corpus
+
+    root = tmp_path_factory.mktemp("probed")
+    synthesize_corpus(root / "corpus", 80, seed=3, clip_seconds=2.0)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = music2vec_hf.Music2VecConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
+    music2vec_hf.Music2VecModel(config).save_pretrained(root / "model")
+    music2vec_hf.Music2VecFeatureExtractor().save_pretrained(root / "model")
+    names = {"pretrained": str(root / "model"), "random-init": "random-init", "chroma": "chroma"}
+    settings = {"seeds": (0, 1), "layers": ["conv", "2"], "progress": False}
+    with pytest.MonkeyPatch.context() as patch:  # a few steps make as real a file
+        patch.setitem(SEARCHES, "quick", replace(SEARCHES["quick"], max_steps=60, eval_every=20))
+        run_suite(names, "synthetic", root / "corpus", root / "probes", **settings)
+    return root

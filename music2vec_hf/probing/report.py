@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from music2vec_hf.common.files import write_json, write_text
+from music2vec_hf.common.names import printable, storable
 from music2vec_hf.common.render import markdown_table, render
 from music2vec_hf.common.results import METRICS, RESULTS, read_metrics, read_results
 from music2vec_hf.probing.report_figures import draw_all
@@ -52,7 +53,7 @@ def write_report(
     runs = {name: read_metrics(path) for name, path in zip(names, logs, strict=True)}
     paths = [path for path in inputs if path not in logs]
     folders = [path if path.is_dir() else path.parent for path in paths]
-    contents = distinct_sources([read_results(path) for path in paths], _short_names(folders))
+    contents = distinct_sources([storable(read_results(path)) for path in paths], _short_names(folders))
     results = {part: [row for content in contents for row in content[part]] for part in PARTS}
     output = Path(output)
     figures = draw_all(results, list(zip(folders, contents, strict=True)), runs, output)
@@ -71,8 +72,8 @@ def _is_run(path: Path) -> bool:
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
     """Last names of folders, or whole paths where these are not distinct."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    names = [printable(folder.resolve().name) for folder in folders]
+    return names if len(set(names)) == len(names) else [printable(str(folder)) for folder in folders]
 
 
 def distinct_sources(results: Sequence[Mapping], names: Sequence[str]) -> list[dict]:

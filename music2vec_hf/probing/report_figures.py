@@ -1,6 +1,7 @@
 """Figures of the report, as PNG: drawn from records and, where they lie beside the results, from predictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from music2vec_hf.common.metrics import KEY_LABELS, metric_title, tag_scores
+from music2vec_hf.common.names import printable
 from music2vec_hf.common.render import as_base64, save_figure
 from music2vec_hf.probing.report_tables import source_kinds, table_rows, task_title
 from music2vec_hf.probing.scores import Predictions, file_stem
@@ -187,7 +189,9 @@ def _stored(
             path = base / next(iter(records.values()))["predictions"]
             if path.is_file():
                 name = f"{number}-{file_stem(source)}-{task}.png"
-                yield name, f"{source}: {task_title(task)}", records, Predictions.load(path)
+                stored = Predictions.load(path)
+                stored = replace(stored, labels=tuple(map(printable, stored.labels)))
+                yield name, f"{source}: {task_title(task)}", records, stored
 
 
 def _confusion(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:

@@ -1,181 +1,156 @@
-"""The report on toy results: numbers, computed sentences, notices, figures, several files side by side."""
+"""The report on real results of a toy model, with values put into them where a test is about values."""
 
+import copy
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from music2vec_hf.common.metrics import key_score_table
+from music2vec_hf.common.results import read_results, write_results
 from music2vec_hf.probing import report
 from music2vec_hf.probing.report_figures import KEYS_BY_FIFTHS
-from music2vec_hf.probing.report_tables import comparison, layer_guide, layer_guide_rows, published_rows
-from music2vec_hf.probing.scores import Predictions
+from music2vec_hf.probing.report_tables import (
+    comparison,
+    format_table,
+    layer_guide,
+    layer_guide_rows,
+    notices,
+    published_rows,
+    verdicts,
+)
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "results"
 SETTINGS = {"kind": "linear", "learning_rate": 0.01, "dropout": 0.0, "dropout_input": 0.25}
 
 
-def record(source, kind, task, metric, value, **changes):
-    is_chance = kind == "chance"
-    return {
-        "source": source,
-        "source_kind": kind,
-        "task": task,
-        "metric": metric,
-        "synthetic": task.startswith("synthetic"),
-        "protocol": "quick",
-        "value": value,
-        "spread": 0.012,
-        "interval": [value - 0.05, value + 0.05],
-        "split_sizes": {"train": 1200, "validation": 300, "test": 500},
-        "excluded_tags": {},
-        "differences": [],
-        "layer": None if is_chance else "2",
-        "probe_settings": None if is_chance else SETTINGS,
-        "validation_metric": "accuracy",
-        "validation_score": None if is_chance else value,
-        "validation_by_layer": {} if is_chance else {"conv": 0.2, "0": 0.3, "1": 0.4, "2": value},
-        "seeds": [] if is_chance else [0, 1, 2],
-        "model_hash": "abc123" if kind == "model" else None,
-        "library_versions": {"torch": "2.x"},
-        "predictions": f"predictions/{source}--{task}.npz",
-    } | changes
+@pytest.fixture
+def results(probed):
+    return read_results(probed / "probes")
 
 
-def toy_results(folder, difference=(0.10, 0.20)):
-    low, high = difference
-    kinds = (("pretrained", "model", 0.456), ("random-init", "random-init", 0.3), ("chance", "chance", 0.1))
-    records = [record(name, kind, "synthetic-genre", "accuracy", value) for name, kind, value in kinds]
-    records += [
-        record(name, kind, "synthetic-tags", "roc_auc", value, excluded_tags={"test": ["tuba"], "validation": []})
-        for name, kind, value in kinds
-    ]
-    content = {
-        "format_version": 1,
-        "records": records,
-        "averages": [
-            {
-                "source": name,
-                "source_kind": kind,
-                "tasks": ["synthetic-genre", "synthetic-tags"],
-                "task_mean": value,
-                "flat_mean": value,
-                "task_mean_interval": [value - 0.03, value + 0.03],
-            }
-            for name, kind, value in kinds
-        ],
-        "comparisons": [
-            {
-                "source": "pretrained",
-                "baseline": "random-init",
-                "task": task,
-                "value": (low + high) / 2,
-                "interval": [low, high],
-            }
-            for task in ("synthetic-genre", "synthetic-tags", "task_mean")
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.json"
-    path.write_text(json.dumps(content))
-    rng = np.random.default_rng(0)
-    outputs = rng.standard_normal((2, 20, 3))
-    ids = tuple(str(number) for number in range(20))
-    predictions = Predictions("synthetic-genre", ("rock", "jig", "waltz"), ids, rng.integers(0, 3, 20), outputs)
-    predictions.save(folder / "predictions" / "pretrained--synthetic-genre.npz")
-    tags = rng.integers(0, 2, (20, 3)).astype(np.float32)
-    tags[:, 2] = 0  # cannot be scored
-    Predictions("synthetic-tags", ("loud", "slow", "tuba"), ids, tags, outputs).save(
-        folder / "predictions" / "pretrained--synthetic-tags.npz"
-    )
-    return path
+@pytest.fixture
+def record(results):
+    """`record(source, task, metric, value, **changes)`: a real record of that source with other values."""
+    first = {each["source"]: each for each in reversed(results["records"])}
+
+    def make(source, task, metric, value, **changes):
+        named = {"source": "ours" if source == "pretrained" else source, "task": task, "metric": metric}
+        return copy.deepcopy(first[source]) | named | {"value": value} | changes
+
+    return make
 
 
-def test_data_that_differs_from_the_benchmark_is_named_once(tmp_path):
-    results = json.loads(toy_results(tmp_path).read_text())
-    for record in results["records"]:
-        record["differences"] = ["test: 289 tracks, the benchmark has 290."] if "genre" in record["task"] else []
-    (line,) = [line for line in report.notices(results) if "comparable" in line]
+def test_data_that_differs_from_the_benchmark_is_named_once(results):
+    for each in results["records"]:
+        each["differences"] = ["test: 289 tracks, the benchmark has 290."] if "genre" in each["task"] else []
+    (line,) = [line for line in notices(results) if "comparable" in line]
     assert line.endswith("not comparable with published scores: test: 289 tracks, the benchmark has 290.")
 
 
-def test_table_holds_scores_intervals_and_means(tmp_path):
-    table = report.format_table(json.loads(toy_results(tmp_path).read_text()))
-    lines = table.splitlines()
-    assert [cell.strip() for cell in lines[0].split("|")[2:5]] == ["pretrained", "random-init", "chance"]
-    assert "| genre: accuracy" in table and "0.456 [0.41, 0.51]" in table and "0.100 [0.05, 0.15]" in table
+def test_table_holds_scores_intervals_and_means(results):
+    results["records"][0] |= {"value": 0.456, "interval": [0.406, 0.5149]}
+    lines = format_table(results).splitlines()
+    sources = ["pretrained", "random-init", "chroma", "chance"]
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == sources
+    assert "| genre: accuracy" in lines[2] and "0.456 [0.41, 0.51]" in lines[2]
     assert any(line.startswith("| task mean") for line in lines) and any("flat mean" in line for line in lines)
     assert len({len(line) for line in lines}) == 1
 
 
 @pytest.mark.parametrize(
-    "difference, said",
+    "interval, said",
     [
-        ((0.10, 0.20), "pretrained is better than random-init on genre (+0.150, 95 % +0.100 to +0.200)"),
-        ((-0.20, -0.10), "pretrained is worse than random-init on genre (-0.150, 95 % -0.200 to -0.100)"),
-        ((-0.10, 0.20), "pretrained is not separable from random-init on genre (+0.050, 95 % -0.100 to +0.200)"),
+        ([0.1, 0.2], "pretrained is better than random-init on genre (+0.150, 95 % +0.100 to +0.200)"),
+        ([-0.2, -0.1], "pretrained is worse than random-init on genre (+0.150, 95 % -0.200 to -0.100)"),
+        ([-0.1, 0.2], "pretrained is not separable from random-init on genre (+0.150, 95 % -0.100 to +0.200)"),
     ],
 )
-def test_verdict_follows_from_the_interval(tmp_path, difference, said):
-    (sentence,) = report.verdicts(json.loads(toy_results(tmp_path, difference).read_text()))
+def test_verdict_follows_from_the_interval(results, interval, said):
+    for row in results["comparisons"]:
+        row |= {"value": 0.15, "interval": interval}
+    sentence = verdicts(results)[0]
     assert sentence.startswith(said)
-    assert ("beats random-init on none of the tasks" in sentence) == (difference[0] <= 0)
+    assert ("beats random-init on none of the tasks" in sentence) == (interval[0] < 0)
 
 
-def test_page_is_whole(tmp_path):
-    results = toy_results(tmp_path / "run")
+def test_page_is_whole(probed, results, tmp_path):
     log = tmp_path / "metrics.jsonl"
-    lines = [
-        {"step": step, "loss": 4 / step, "target_std": 0.5, "prediction_std": 0.2, "ema_decay": 0.999}
-        for step in range(1, 9)
-    ]
-    # A killed run leaves half a line.
-    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo')
-    path = report.write_report([results, log], tmp_path / "report")
-    page = path.read_text()
-    for text in (
-        "0.456",
-        "± 0.012",
-        "[0.406, 0.506]",
-        "synthetic",
-        "Protocol quick",
-        "1200/300/500",
-        "3 seeds",
-        "abc123",
-    ):
-        assert text in page
-    assert "tags: tags that cannot be scored on test (1): tuba" in page
-    assert "pretrained is better than random-init" in page
-    assert "http" not in page.replace("http-equiv", "")
-    figures = sorted(figure.name for figure in (tmp_path / "report" / "figures").iterdir())
-    assert figures == [
-        "confusion-0-pretrained-synthetic-genre.png",
-        "layers-0.png",
-        "layers-1.png",
-        "scores.png",
-        "tags-0-pretrained-synthetic-tags.png",
-        "training.png",
-        "validation-test.png",
-    ]
-    assert page.count("data:image/png;base64,") == len(figures)
-    text = (tmp_path / "report" / "report.md").read_text()
-    assert all(f"](figures/{figure})" in text for figure in figures)
-    assert report.format_table(json.loads(results.read_text())) in text
+    lines = [{"step": step, "loss": 4 / step, "target_std": 0.5, "prediction_std": 0.2} for step in range(1, 9)]
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo')  # the run was killed
+    path = report.write_report([probed / "probes", log], tmp_path / "report")
+    page, text = path.read_text(), (tmp_path / "report" / "report.md").read_text()
+    genre = results["records"][0]
+    low, high = genre["interval"]
+    for fact in (f"{genre['value']:.3f}", f"± {genre['spread']:.3f}", f"[{low:.3f}, {high:.3f}]", genre["model_hash"]):
+        assert fact in page
+    sizes = "/".join(str(genre["split_sizes"][split]) for split in ("train", "validation", "test"))
     for written in (page, text):
+        for fact in ("The data is synthetic", "Protocol quick", f"genre {sizes}", "2 seeds", *verdicts(results)[:1]):
+            assert fact in written
         assert "None of the four tasks of the paper is among these results" in written
-    (genre, tags) = json.loads((tmp_path / "report" / "layer_guide.json").read_text())["layers"]
-    assert (genre["task"], genre["layer"], genre["probe_settings"]) == ("synthetic-genre", "2", SETTINGS)
-    assert tags["test"] == {"roc_auc": {"value": 0.456, "interval": [0.406, 0.506]}}
+        assert "{{" not in written and "None" not in written.replace("None of the four", "")
+    assert "http" not in page
+    figures = {file.name for file in (tmp_path / "report" / "figures").iterdir()}
+    drawn = {f"{kind}-0-pretrained-synthetic-{task}.png" for kind, task in (
+        ("confusion", "genre"), ("confusion", "key"), ("tags", "tags"), ("scatter", "emotion"))}  # fmt: skip
+    assert figures == drawn | {"layers-0.png", "layers-1.png", "scores.png", "training.png", "validation-test.png"}
+    assert page.count("data:image/png;base64,") == len(figures)
+    assert all(f"](figures/{figure})" in text for figure in figures)
+    assert format_table(results) in text
+    guide = json.loads((tmp_path / "report" / "layer_guide.json").read_text())["layers"]
+    assert [entry["task"] for entry in guide] == list(dict.fromkeys(each["task"] for each in results["records"]))
+    assert (guide[0]["layer"], guide[0]["probe_settings"]) == (genre["layer"], genre["probe_settings"])
+    assert guide[0]["test"] == {"accuracy": {"value": genre["value"], "interval": genre["interval"]}}
 
 
-def test_several_files_stand_side_by_side(tmp_path):
-    paths = [toy_results(tmp_path / name) for name in ("first", "second")]
+def test_results_of_earlier_versions_are_reported(tmp_path):
+    """All that lie in the examples."""
+    folders = sorted(path.parent for path in EXAMPLES.glob("protocols/**/results.json"))
+    folders += sorted((EXAMPLES / "demo_three_seeds").glob("seed-*"))
+    assert len(folders) == 24
+    contents = [read_results(folder) for folder in folders]
+    page = report.write_report(folders, tmp_path).read_text()
+    for content in contents:
+        for each in content["records"]:
+            assert f"{each['value']:.3f}" in page and format_table(content)
+
+
+def test_names_of_others_are_shown_and_never_taken_for_markup(probed, results, tmp_path):
+    name, tag = "a|b <x> *y* $z \udce9", "[free](jazz) & `_so_` <on>"
+    shutil.copytree(probed / "probes" / "predictions", tmp_path / "predictions")
+    text = json.dumps(results).replace('"pretrained"', json.dumps(name))
+    changed = json.loads(text)
+    for each in changed["records"]:
+        each |= {"excluded_tags": {"test": [tag]}, "differences": ["less < more"]}
+    write_results(tmp_path, changed)
+    for path in (tmp_path / "predictions").iterdir():
+        with np.load(path) as stored:
+            arrays = dict(stored)
+        arrays["labels"] = np.array([f"{label} $\\frac$ \udce9" for label in arrays["labels"]])
+        np.savez(path, **arrays)
+    page = report.write_report(tmp_path, tmp_path / "report").read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "a|b &lt;x&gt; *y* $z \\xe9" in page and "<x>" not in page and "<on>" not in page
+    assert "a\\|b &lt;x> \\*y\\* $z \\\\xe9" in text and "\\[free\\](jazz) & \\`\\_so\\_\\` &lt;on>" in text
+    assert len({line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| ")}) <= 2
+    assert "<x>" not in text and len(list((tmp_path / "report" / "figures").iterdir())) == 8
+
+
+def test_several_files_stand_side_by_side(probed, tmp_path):
+    paths = [tmp_path / name / "results.json" for name in ("first", "second")]
+    for path in paths:
+        path.parent.mkdir()
+        shutil.copy(probed / "probes" / "results.json", path)
     page = report.write_report(paths, tmp_path / "report").read_text()
     assert "first/pretrained" in page and "second/pretrained" in page
 
 
-def test_a_source_on_other_tasks_in_another_file_keeps_its_name():
-    first = {"records": [record("ours", "model", "gtzan", "accuracy", 0.7)]}
-    second = {"records": [record("ours", "model", "emomusic", "r2_arousal", 0.6)]}
+def test_a_source_on_other_tasks_in_another_file_keeps_its_name(record):
+    first = {"records": [record("pretrained", "gtzan", "accuracy", 0.7)]}
+    second = {"records": [record("pretrained", "emomusic", "r2_arousal", 0.6)]}
     names = [[row["source"] for row in part["records"]] for part in report.distinct_sources([first, second], "ab")]
     assert names == [["ours"], ["ours"]]
     for change in ({"model_hash": "other"}, {"protocol": "jukemir"}, {"task": "gtzan"}):
@@ -194,72 +169,84 @@ def test_the_papers_averages_are_two_different_means():
     assert rows["Jukebox"]["flat_mean"] == pytest.approx(68.85, abs=0.005)
 
 
-def paper_results(protocol, tags="magnatagatune", **changes):
-    scores = {
-        ("gtzan", "accuracy"): 0.7,
-        (tags, "roc_auc"): 0.9,
-        (tags, "average_precision"): 0.3,
-        ("giantsteps", "weighted_key_score"): 0.5,
-        ("giantsteps", "symmetric_key_score"): 0.55,
-        ("emomusic", "r2_arousal"): 0.6,
-        ("emomusic", "r2_valence"): 0.4,
-        ("synthetic-genre", "accuracy"): 0.99,
-    }
-    records = [
-        record("ours", "model", task, metric, value, protocol=protocol, **changes.get(task, {}))
-        for (task, metric), value in scores.items()
-    ]
-    return {"records": [*records, record("chance", "chance", "gtzan", "accuracy", 0.1)]}
+@pytest.fixture
+def table_of(record):
+    """`table_of(protocol, tags, **changes of a task's records)`: our first row, its group, and the whole table."""
+
+    def make(protocol, tags="magnatagatune", **changes):
+        scores = {
+            ("gtzan", "accuracy"): 0.7,
+            (tags, "roc_auc"): 0.9,
+            (tags, "average_precision"): 0.3,
+            ("giantsteps", "weighted_key_score"): 0.5,
+            ("giantsteps", "symmetric_key_score"): 0.55,
+            ("emomusic", "r2_arousal"): 0.6,
+            ("emomusic", "r2_valence"): 0.4,
+            ("synthetic-genre", "accuracy"): 0.99,
+        }
+        shared = {"protocol": protocol, "layers": "all"}
+        records = [
+            record("pretrained", *key, score, **shared | changes.get(key[0], {})) for key, score in scores.items()
+        ]
+        table = comparison({"records": [*records, record("chance", "gtzan", "accuracy", 0.1)]})
+        title, (row,) = next(iter(table["groups"].items()))
+        return row, title, table
+
+    return make
 
 
-def test_our_scores_stand_beside_the_papers():
-    table = comparison(paper_results("jukemir"))
-    title, (row,) = next(iter(table["groups"].items()))
+def test_our_scores_stand_beside_the_papers(table_of):
+    row, title, table = table_of("jukemir")
     assert title.startswith("Ours, comparable") and row["marks"] == dict.fromkeys(row["marks"], "")
     assert row["scores"]["task_mean"] == pytest.approx((60 + 70 + 50 + 50) / 4)
     assert row["scores"]["flat_mean"] == pytest.approx((90 + 30 + 70 + 50 + 60 + 40) / 6)
     assert 99 not in row["scores"].values() and 55 not in row["scores"].values()
     assert "mtt_filtered_ap" not in table["columns"]
-    titles = list(table["groups"])
-    assert len(titles) == 5 and "Table 1" in titles[1]
+    assert len(table["groups"]) == 5 and "Table 1" in list(table["groups"])[1]
 
 
 @pytest.mark.parametrize(
-    "results, column, mark",
+    "protocol, changes, column, mark",
     [
-        (paper_results("quick"), "emo_r2_arousal", "q"),
-        (paper_results("marble", gtzan={"differences": ["test: 289 tracks"]}), "gtzan_accuracy", "d"),
+        ("quick", {}, "emo_r2_arousal", "q"),
+        ("marble", {"gtzan": {"differences": ["test: 289 tracks"]}}, "gtzan_accuracy", "d"),
+        ("jukemir", {"gtzan": {"layers": "pilot"}}, "gtzan_accuracy", "l"),
     ],
-    ids=["quick", "data"],
+    ids=["quick", "data", "layers"],
 )
-def test_what_is_not_comparable_is_marked_and_stands_apart(results, column, mark):
-    table = comparison(results)
-    title, (row,) = next(iter(table["groups"].items()))
-    assert title.startswith("Ours, not comparable")
+def test_what_is_not_comparable_is_marked_and_stands_apart(table_of, protocol, changes, column, mark):
+    """Layers that were not tried are marked, and comparable."""
+    row, title, table = table_of(protocol, **changes)
+    assert title.startswith("Ours, not comparable") == (not row["comparable"]) == (mark != "l")
     assert row["marks"][column] == mark and mark in table["marks"] and column in table["marked"]
+    assert row["marks"]["mtt_ap"] == (mark if mark == "q" else "")
 
 
-def test_layers_that_were_not_tried_are_marked_but_comparable():
-    results = paper_results("jukemir", gtzan={"layers": "pilot"})
-    (row,) = next(iter(comparison(results)["groups"].values()))
-    assert row["comparable"] and row["marks"]["gtzan_accuracy"] == "l" and row["marks"]["mtt_ap"] == ""
-
-
-def test_filtered_tags_never_enter_the_unfiltered_columns():
-    table = comparison(paper_results("jukemir", tags="magnatagatune-filtered"))
-    (row,) = next(iter(table["groups"].values()))
+def test_filtered_tags_never_enter_the_unfiltered_columns(table_of):
+    row, _, table = table_of("jukemir", tags="magnatagatune-filtered")
     assert row["scores"]["mtt_filtered_ap"] == 30 and not {"mtt_ap", "task_mean", "flat_mean"} & row["scores"].keys()
     assert "mtt_filtered_ap" in table["columns"]
 
 
-def test_synthetic_scores_have_no_place_in_the_papers_table():
-    assert comparison({"records": [record("ours", "model", "synthetic-genre", "accuracy", 0.9)]}) is None
+def test_the_page_shows_our_scores_beside_the_papers(record, tmp_path):
+    scores = (("gtzan", "accuracy", 0.7123), ("emomusic", "r2_arousal", 0.6))
+    write_results(tmp_path, {"records": [record("pretrained", *each) for each in scores]})
+    page = report.write_report(tmp_path, tmp_path / "report").read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    for written in (page, text):
+        assert "71.2" in written and "Music2Vec crop5s" in written and "Ours, not comparable" in written
+        assert "q: a protocol of our own" in written and "◇: obtained from the features of" in written
+    assert "<td>71.2<i>ql</i></td>" in page and "71.2 ql" in text  # not all layers were tried
 
 
-def test_the_layer_guide_names_the_runner_up():
+def test_synthetic_scores_have_no_place_in_the_papers_table(results):
+    assert comparison(results) is None
+
+
+def test_the_layer_guide_names_the_runner_up(record):
     layers = {"conv": 0.2, "0": 0.9, "1": 0.4, "2": 0.8}
-    results = {"records": [record("ours", "model", "gtzan", "accuracy", 0.7, layer="0", validation_by_layer=layers)]}
-    (entry,) = guide = layer_guide(results)
+    changes = {"layer": "0", "validation_by_layer": layers, "probe_settings": SETTINGS}
+    (entry,) = guide = layer_guide({"records": [record("pretrained", "gtzan", "accuracy", 0.7, **changes)]})
     assert entry["runner_up"] == {"layer": "2", "validation_score": 0.8}
     header, ((name, layer, probe, *_),) = layer_guide_rows(guide)
     assert len(header) == 6 and (name, layer) == ("ours, genre (gtzan)", "0")
@@ -284,15 +271,14 @@ def test_runs_alone_share_their_axes(tmp_path):
     assert [path.name for path in (tmp_path / "report" / "figures").iterdir()] == ["training.png"]
 
 
-def test_a_broken_log_names_its_line(tmp_path):
-    log = tmp_path / "metrics.jsonl"
-    log.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"Line 2 of .* is not JSON"):
-        report.write_report(log, tmp_path / "report")
-
-
-def test_a_file_that_is_no_results_file_is_refused(tmp_path):
-    other = tmp_path / "other.json"
-    other.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="is no results file of format 1"):
-        report.write_report(other, tmp_path / "report")
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("metrics.jsonl", '{"step": 1}\nnot json\n{"step": 2}\n', r"Line 2 of .* is not JSON"),
+        ("other.json", "[1, 2]", "is no results file of format 1"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        report.write_report(tmp_path / name, tmp_path / "report")
