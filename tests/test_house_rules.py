@@ -24,7 +24,7 @@ LIMITS = {
     "top": 900,
     "common": 900,
     "model": 1_730,
-    "audio": 2_550,
+    "audio": 2_620,
     "corpus": 3_900,
     "synthetic": 920,
     "features": 1_800,

@@ -7,7 +7,8 @@ optional package is installed; FFmpeg is never required. The first half of row 1
 import io
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,7 @@ import soundfile
 
 from music2vec_hf.audio.codecs import TorchcodecDecoder, one_line
 from music2vec_hf.audio.mp3 import mp3_streams
-from music2vec_hf.audio.streams import PiecedFile, Stream, container_streams, skip_tags
+from music2vec_hf.audio.streams import DAMAGED, PiecedFile, Stream, container_streams, flac_from, skip_tags
 from music2vec_hf.common.names import printable
 
 SOUNDFILE_SUFFIXES = frozenset(
@@ -85,35 +86,41 @@ class SoundfileDecoder:
 
     def __init__(self, source: str | bytes, stream: Stream = AS_IT_IS):
         self._source, self._stream = source, stream
-        self._file = self._open()
+        self._file = self._open(stream)
+        self._position = 0
         self.rate, self.channels = self._file.samplerate, self._file.channels
         self.format = f"{self._file.format} {self._file.subtype}"
         self.use(stream)
 
     def seek(self, frame: int) -> None:
-        self._file.seek(min(frame, self._file.frames))
+        self._position = self._file.seek(min(frame, self._file.frames))
 
     def read(self, num_frames: int) -> np.ndarray:
         """The next at most `num_frames` frames, float32 `[n, channels]`; `n` is 0 at the end."""
-        position = self._file.tell()
+        position = self._position
         try:
-            return self._file.read(num_frames, dtype="float32", always_2d=True)
+            block = self._file.read(num_frames, dtype="float32", always_2d=True)
         except soundfile.SoundFileError:
-            if num_frames == 1:
+            block = self._read_up_to_damage(position, num_frames)
+            if len(block) == 0 == position and not self._skip_damage():
                 raise
-        return self._read_up_to_damage(position, num_frames)
+        self._position = max(self._position, position + len(block))
+        if len(block) < num_frames and self._position < self.frames and self._skip_damage():
+            return np.concatenate([block, self.read(num_frames - len(block))])
+        return block
 
     def _read_up_to_damage(self, position: int, num_frames: int) -> np.ndarray:
         """A failed read returns nothing of what it decoded: read again from `position` in ever smaller pieces."""
-        pieces, length, step = [], 0, min(SMALL_READ, num_frames)
-        self._reopen(position)
+        pieces, length, step, is_open = [], 0, min(SMALL_READ, num_frames), False
         while length < num_frames and step:
             try:
+                if not is_open:
+                    # After an error libsndfile reads nothing more.
+                    self._reopen(position + length)
+                is_open = True
                 piece = self._file.read(min(step, num_frames - length), dtype="float32", always_2d=True)
             except soundfile.SoundFileError:
-                step //= 2
-                # After an error libsndfile reads nothing more.
-                self._reopen(position + length)
+                step, is_open = step // 2, False
                 continue
             if len(piece) == 0:
                 break
@@ -121,19 +128,49 @@ class SoundfileDecoder:
             length += len(piece)
         return np.concatenate(pieces) if pieces else np.zeros((0, self.channels), np.float32)
 
-    def _open(self) -> soundfile.SoundFile:
+    def _skip_damage(self) -> bool:
+        """Go on behind the FLAC frame that holds the position; False if there is no more of it."""
+        if not self.format.startswith("FLAC") or not self._open_from(self._position, behind=True):
+            return False
+        self.note = DAMAGED
+        return True
+
+    def _open(self, stream: Stream) -> soundfile.SoundFile:
         in_memory = isinstance(self._source, bytes)
-        if not self._stream.pieces:
+        if not stream.pieces:
             # soundfile encodes a path itself, which fails for a name that is not UTF-8.
             path = self._source if in_memory or os.name == "nt" else os.fsencode(self._source)
             return soundfile.SoundFile(io.BytesIO(self._source) if in_memory else path)
         file = io.BytesIO(self._source) if in_memory else open(self._source, "rb")
-        return soundfile.SoundFile(PiecedFile(file, self._stream.pieces))
+        return soundfile.SoundFile(PiecedFile(file, stream.pieces))
 
     def _reopen(self, position: int) -> None:
+        if position and self.format.startswith("FLAC") and self._open_from(position, behind=False):
+            return
         self._file.close()
-        self._file = self._open()
-        self._file.seek(position)
+        self._file = self._open(self._stream)
+        if position:
+            self._file.seek(position)
+
+    def _open_from(self, sample: int, behind: bool) -> bool:
+        """Open a FLAC stream from the frame on that holds a sample, or that behind it; False if there is none."""
+        with _mapped(self._source) as data:
+            found = flac_from(data, self._stream, sample, behind)
+        if found is None:
+            return False
+        try:
+            file = self._open(found[0])
+        except soundfile.SoundFileError:
+            return False  # too little is left of it
+        self._file.close()
+        self._file = file
+        # soundfile seeks after every read, which fails in a stream whose frames do not count from 0.
+        self._file.seekable = lambda: False
+        if behind:
+            self._position = found[1]
+        else:
+            self._file.read(sample - found[1])
+        return True
 
     def use(self, stream: Stream) -> None:
         """Take what was found out about the file as it is."""
@@ -208,10 +245,18 @@ def _find_streams(source: str | bytes, plain: SoundfileDecoder | None) -> list[S
             return mp3_streams(data, begin, None if plain is None else plain.frames)
         return [AS_IT_IS]
 
-    if isinstance(source, bytes):
-        return find(source)
-    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with _mapped(source) as data:
         return find(data)
+
+
+@contextmanager
+def _mapped(source: str | bytes) -> Iterator[bytes | mmap.mmap]:
+    """The bytes of a source, mapped where it is a file."""
+    if isinstance(source, bytes):
+        yield source
+        return
+    with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
 
 
 def _open_stream(source: str | bytes, stream: Stream, name: str) -> SoundfileDecoder:

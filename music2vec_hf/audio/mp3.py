@@ -6,15 +6,13 @@ joined files, and variable bit rates without a table, end early without a word. 
 
 from dataclasses import dataclass, field
 
-from music2vec_hf.audio.streams import Stream, is_filling, skip_tags
+from music2vec_hf.audio.streams import DAMAGED, Stream, is_filling, skip_tags
 
 # Between a length that is stated and one that is found, a decoder's delay and no more.
 TOLERANCE_SECONDS = 0.2
 
 # Where a file that libsndfile refuses may begin with frames.
 MP3_SEARCH = 1 << 16
-
-DAMAGED = "some of it is missing or damaged."
 
 # Gaps between frames that libmpg123 passes over by itself.
 SMALL_GAP = 1_024

@@ -17,12 +17,14 @@ from itertools import accumulate
 # What writers put into wav that cannot go back to write the length: from here on it means "to the end of the file".
 UNKNOWN_WAV_BYTES = 0x7FFFF000
 
+DAMAGED = "some of it is missing or damaged."
 CUT = "its stream has no end mark, as if it had been cut."
 FOLLOWED = "another file follows it, which is not read."
 
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 _ZEROS = re.compile(rb"\0+")
 _BLOCK = 1 << 24
+_FLAC_SYNCS = (b"\xff\xf8", b"\xff\xf9")
 _FLAC, _OGG_BEGINS = b"fLaC\x00\x00\x00\x22", (b"OggS\x00\x02", b"OggS\x00\x06")
 
 # Of files of chunks: first chunk, bytes of a chunk's name and size, byte order, bytes that a size counts beside the
@@ -70,7 +72,9 @@ def container_streams(data, begin: int, refused: bool) -> list[Stream] | None:
     magic = data[begin : begin + 4]
     if magic in _CHUNKED:
         return [_chunked_stream(data, begin, refused)]
-    read = {b".snd": _au_streams, b"fLaC": _flac_streams, b"OggS": _ogg_streams}.get(magic)
+    if magic == b"fLaC":
+        return _flac_streams(data, begin, refused)
+    read = {b".snd": _au_streams, b"OggS": _ogg_streams}.get(magic)
     return None if read is None else read(data, begin)
 
 
@@ -254,44 +258,89 @@ def _au_streams(data, begin: int) -> list[Stream]:
 # ---- FLAC ----
 
 
-def _flac_streams(data, begin: int) -> list[Stream]:
+def _flac_streams(data, begin: int, refused: bool) -> list[Stream]:
     starts = [begin, *_find_all(data, (_FLAC,), begin + 4)]
     streams = []
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
-        packed = int.from_bytes(data[start + 18 : start + 26], "big")
-        stated, held = packed & ((1 << 36) - 1), _flac_frames(data, start, end)
-        if held is None or held == stated:
+        stated = int.from_bytes(data[start + 18 : start + 26], "big") & (1 << 36) - 1
+        first, held = _flac_begin(data, start, end), _flac_frames(data, start, end)
+        if held is None or (held == stated and not refused):
             streams.append(Stream(((start, end),)))
         else:
-            patch = (packed >> 36 << 36 | held).to_bytes(8, "big")
-            streams.append(Stream(((start, start + 18), patch, (start + 26, end)), max(stated, held)))
+            streams.append(Stream((_flac_head(data, start, held), (first, end)), max(stated, held)))
     return [Stream()] if len(streams) == 1 and streams[0].pieces == ((0, len(data)),) else streams
 
 
-def _flac_frames(data, start: int, end: int) -> int | None:
-    """Where the last frame of a FLAC stream ends, in samples; None if no frame is found."""
+def flac_from(data, stream: Stream, sample: int, behind: bool) -> tuple[Stream, int] | None:
+    """A FLAC stream from the frame on that holds a sample, and that frame's first sample; None if there is none.
+
+    Args:
+        data: the encoded bytes, or a memory map of them.
+        stream ([`Stream`]): the whole of it.
+        sample (`int`): in the whole stream.
+        behind (`bool`): leave out the frame that holds it, too.
+    """
+    spans = [piece for piece in stream.pieces if not isinstance(piece, bytes)] or [(0, len(data))]
+    start, end = spans[0][0], spans[-1][1]
+    first, held = _flac_begin(data, start, end), _flac_frames(data, start, end)
+    place = first
+    while place is not None and held and (place := data.find(data[first : first + 2], place, end)) >= 0:
+        header = _flac_header(data, start, first, place)
+        if header is not None and (header[0] > sample if behind else header[0] <= sample < sum(header)):
+            return Stream((_flac_head(data, start, held - header[0]), (place, end))), header[0]
+        place += 1
+    return None
+
+
+def _flac_head(data, start: int, samples: int) -> bytes:
+    """The beginning of a FLAC stream of so many samples, with nothing but its stream info."""
+    packed = int.from_bytes(data[start + 18 : start + 26], "big") >> 36 << 36 | samples
+    info = data[start + 8 : start + 18] + packed.to_bytes(8, "big") + data[start + 26 : start + 42]
+    return b"fLaC\x80\x00\x00\x22" + info
+
+
+def _flac_begin(data, start: int, end: int) -> int | None:
+    """Where the first frame of a FLAC stream begins, behind its metadata; None if there is none."""
     position = start + 4
     while position + 4 <= end:
         last, size = data[position] & 0x80, int.from_bytes(data[position + 1 : position + 4], "big")
         position += 4 + size
         if last:
             break
-    first = data[position : position + 4]
-    if len(first) < 4 or first[:2] not in (b"\xff\xf8", b"\xff\xf9"):
+    if data[position : position + 2] in _FLAC_SYNCS:
+        return position
+    # The metadata are damaged.
+    found = [place for sync in _FLAC_SYNCS for place in _find_all(data[:end], (sync,), start + 42)]
+    return next((place for place in sorted(found) if _flac_header(data, start, place, place)), None)
+
+
+def _flac_frames(data, start: int, end: int) -> int | None:
+    """Where the last frame of a FLAC stream ends, in samples; None if no frame is found."""
+    first = _flac_begin(data, start, end)
+    if first is None:
         return None
-    block, found = int.from_bytes(data[start + 10 : start + 12], "big"), end
-    while (found := data.rfind(first[:2], position, found)) >= 0:
-        header = data[found : found + 16]
-        # The rate and the width of samples stay the same throughout.
-        same = len(header) > 4 and (header[2] ^ first[2]) & 0x0F == 0 and (header[3] ^ first[3]) & 0x0E == 0
-        number_and_length = _flac_header(header) if same else None
-        if number_and_length is not None:
-            number, length = number_and_length
-            return (number if first[1] == 0xF9 else number * block) + length
+    found = end
+    while (found := data.rfind(data[first : first + 2], first, found)) >= 0:
+        header = _flac_header(data, start, first, found)
+        if header is not None:
+            return sum(header)
     return None
 
 
-def _flac_header(header: bytes) -> tuple[int, int] | None:
+def _flac_header(data, start: int, first: int, place: int) -> tuple[int, int] | None:
+    """First sample, and samples, of the frame at a place of a stream; None if there is none.
+
+    Rate and width of samples are those of its first frame, and the checksum of the header is right.
+    """
+    header, like = data[place : place + 16], data[first : first + 4]
+    if len(header) < 5 or (header[2] ^ like[2]) & 0x0F or (header[3] ^ like[3]) & 0x0E:
+        return None
+    found = _parse_flac_header(header)
+    block = 1 if like[1] == 0xF9 else int.from_bytes(data[start + 10 : start + 12], "big")
+    return found and (found[0] * block, found[1])
+
+
+def _parse_flac_header(header: bytes) -> tuple[int, int] | None:
     """Frame or sample number, and samples, of a frame header; None if its checksum is wrong."""
     size_code, rate_code = header[2] >> 4, header[2] & 0x0F
     ones = 8 - (header[4] ^ 0xFF).bit_length()
