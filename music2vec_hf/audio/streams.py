@@ -50,12 +50,14 @@ class Stream:
         frames (`int`, *optional*): how many its header states, where libsndfile does not say that.
         stated_share (`float`): how much its header states, of what is there.
         note (`str`, *optional*): what to say of a stream of which something is missing, where nothing states how much.
+        span (`tuple[int, int]`, *optional*): of a FLAC stream, where all of it begins and ends in the file.
     """
 
     pieces: tuple[Piece, ...] = ()
     frames: int | None = None
     stated_share: float = 1.0
     note: str | None = None
+    span: tuple[int, int] | None = None
 
 
 def container_streams(data, begin: int, refused: bool) -> list[Stream] | None:
@@ -265,9 +267,10 @@ def _flac_streams(data, begin: int, refused: bool) -> list[Stream]:
         stated = int.from_bytes(data[start + 18 : start + 26], "big") & (1 << 36) - 1
         first, held = _flac_begin(data, start, end), _flac_frames(data, start, end)
         if held is None or (held == stated and not refused):
-            streams.append(Stream(((start, end),)))
+            streams.append(Stream(((start, end),), span=(start, end)))
         else:
-            streams.append(Stream((_flac_head(data, start, held), (first, end)), max(stated, held)))
+            pieces = (_flac_head(data, start, held), (first, end))
+            streams.append(Stream(pieces, max(stated, held), span=(start, end)))
     return [Stream()] if len(streams) == 1 and streams[0].pieces == ((0, len(data)),) else streams
 
 
@@ -280,8 +283,7 @@ def flac_from(data, stream: Stream, sample: int, behind: bool) -> tuple[Stream, 
         sample (`int`): in the whole stream.
         behind (`bool`): leave out the frame that holds it, too.
     """
-    spans = [piece for piece in stream.pieces if not isinstance(piece, bytes)] or [(0, len(data))]
-    start, end = spans[0][0], spans[-1][1]
+    start, end = stream.span or (0, len(data))
     first, held = _flac_begin(data, start, end), _flac_frames(data, start, end)
     place = first
     while place is not None and held and (place := data.find(data[first : first + 2], place, end)) >= 0:
