@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jinja2
@@ -40,8 +40,19 @@ def render(template: Path, **content) -> str:
         jinja2.UndefinedError: if the template uses a variable that is not given.
     """
     is_page = template.name.endswith(".html.jinja")
+    text = printable(_environment(template.parent, is_page).get_template(template.name).render(**content))
+    return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
+
+
+def _unchanged(text: str) -> str:
+    """What a page escapes by itself."""
+    return text
+
+
+@lru_cache
+def _environment(folder: Path, is_page: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, _COMMON]),
+        loader=jinja2.FileSystemLoader([folder, _COMMON]),
         autoescape=is_page,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -50,13 +61,7 @@ def render(template: Path, **content) -> str:
     )
     environment.filters |= {"text": _unchanged if is_page else markdown_text, "code": markdown_code}
     environment.globals["table"] = partial(markdown_table, compact=True)
-    text = printable(environment.get_template(template.name).render(**content))
-    return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
-
-
-def _unchanged(text: str) -> str:
-    """What a page escapes by itself."""
-    return text
+    return environment
 
 
 def markdown_text(text: object) -> str:
