@@ -1,0 +1,117 @@
+"""All that a player plays of a file is read, nothing else, and what is missing is told, in every container."""
+
+import io
+from shutil import which
+
+import numpy as np
+import pytest
+from awkward import encoded, music
+from containers import CONTAINERS, seconds_by_ffmpeg, sound, variants
+from test_damage import mutate
+
+from music2vec_hf.audio.containers import read_table
+from music2vec_hf.audio.decoding import AudioError
+from music2vec_hf.audio.reading import AudioReader, read_audio
+
+
+def read(data):
+    """Seconds that are read, and what is told."""
+    with AudioReader(data) as reader:
+        return sum(map(len, reader.blocks())) / 16_000, reader.shortfall
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_in_every_state(name):
+    for what, data, expected, is_told in variants(name):
+        seconds, told = read(data)
+        assert (told is not None) == is_told, (what, told)
+        assert 0.8 < seconds < 1.9 if expected is None else seconds == pytest.approx(expected, abs=0.1), what
+
+
+@pytest.mark.skipif(which("ffmpeg") is None, reason="there is no ffmpeg command")
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [44, 2000])
+def test_mutants_hold_as_much_as_ffmpeg_finds(count, tmp_path):
+    names = list(CONTAINERS)
+    whole = {name: [sound(name, 1.5, rate, channels) for rate, channels in ((16_000, 1), (None, 2))] for name in names}
+    for seed in range(count):
+        name = names[seed % len(names)]
+        data = mutate(whole[name][seed // len(names) % 2], np.random.default_rng(seed))
+        try:
+            seconds, told = read(data)
+        except AudioError:
+            continue
+        found = seconds_by_ffmpeg(data, CONTAINERS[name][2], tmp_path)
+        assert told is not None or seconds > found - 0.2, (name, seed, seconds, found)
+        assert seconds < max(found, 1.5) + 0.2, (name, seed, seconds, found)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_what_is_like_bytes_is_an_encoded_file(kind):
+    data = encoded(music(1), format="FLAC")
+    np.testing.assert_array_equal(read_audio(kind(data)), read_audio(data))
+
+
+def test_a_file_object_is_read_from_where_it_stands_and_stays_open():
+    data = encoded(music(1), format="FLAC")
+    file = io.BufferedReader(io.BytesIO(b"before" + data))
+    file.seek(6)
+    np.testing.assert_array_equal(read_audio(file), read_audio(data))
+    assert not file.closed and file.seek(0) == 0
+    for source, sentence in [(3, "int; give a path"), (io.StringIO("text"), "open it in binary mode")]:
+        with pytest.raises(TypeError, match=sentence):
+            read_audio(source)
+
+
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (b"<!DOCTYPE html>\n<html><body>Not found</body></html>", "an HTML page"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"PK\x03\x04" + bytes(60), "a ZIP archive"),
+        (b"Not found. " * 20, "no decoder reads it"),
+    ],
+)
+def test_what_is_no_audio_gets_our_own_sentence(data, sentence, tmp_path):
+    (tmp_path / "song.mp3").write_bytes(data)
+    with pytest.raises(AudioError, match=sentence) as caught:
+        read_audio(tmp_path / "song.mp3")
+    assert "pipe" not in str(caught.value) and caught.value.kind == "undecodable"
+
+
+TEXT = 'file_name,split,title\n0.wav,train,Café\n1.wav,test,"Noël, live"\n'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        TEXT.replace("\n", "\r\n").encode(),
+        b"sep=;\r\n" + TEXT.replace(",", ";").replace('"Noël; live"', "Noël, live").encode(),
+        TEXT.replace(",", ";").replace('"Noël; live"', "Noël, live").encode(),
+    ],
+)
+def test_a_table_is_read_in_every_form(data, tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(data)
+    rows = read_table(tmp_path / "metadata.csv").rows
+    assert [tuple(row.values()) for row in rows] == [("0.wav", "train", "Café"), ("1.wav", "test", "Noël, live")]
+
+
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (TEXT.encode("latin-1"), "metadata.csv is not in UTF-8: line 2 holds the byte 0xE9"),
+        (TEXT.encode("utf-16-le"), "UTF-8"),
+        (b'file_name,title\n0.wav,"open\n1.wav,b\n', "line 3 cannot be read"),
+        (b"file_name,title\n0.wav,a,b\n", "line 2 has 3 fields, its header 2"),
+        (b"file_name,x,x\n0.wav,a,b\n", "the column 'x' twice"),
+        (b"name,x\n0.wav,a\n", "none named file_name, path, file"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named_with_what_is_wrong(data, sentence, tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        read_table(tmp_path / "metadata.csv")
+    assert str(tmp_path / "metadata.csv") in str(caught.value)
