@@ -26,7 +26,7 @@ LIMITS = {
     "model": 1_730,
     "audio": 2_620,
     "corpus": 3_900,
-    "synthetic": 920,
+    "synthetic": 900,
     "features": 1_800,
     "pretraining": 1_530,
     "finetuning": 600,

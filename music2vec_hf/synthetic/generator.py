@@ -127,35 +127,21 @@ def synthesize_corpus(
 
 
 def load_synthetic_labels(folder: str | os.PathLike) -> list[dict]:
-    """Read the labels of a synthetic corpus.
-
-    Args:
-        folder: what `synthesize_corpus` wrote.
-
-    Returns:
-        One dictionary per clip with the columns of metadata.csv: arousal, valence and duration are floats, tags is a
-        list, all others are strings; file_name is relative to `folder`.
+    """The rows of a synthetic corpus's metadata.csv: arousal, valence and duration as floats, tags as a list.
 
     Raises:
         FileNotFoundError: if metadata.csv, or an audio file that it names, is missing.
         ValueError: if metadata.csv has other columns.
     """
-    folder = Path(folder)
-    path = folder / "metadata.csv"
+    path = Path(folder) / "metadata.csv"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"`{folder}` has no metadata.csv, so it is not a synthetic corpus. "
-            f"Make one with `music2vec synth {folder} --clips 600 --seed 0`."
-        )
+        raise FileNotFoundError(f"`{folder}` has no metadata.csv. Make a synthetic corpus with `music2vec synth`.")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"`{path}` has the columns {list(reader.fieldnames or ())}, "
-                f"but a synthetic corpus has {list(COLUMNS)}. Write the corpus again with `music2vec synth`."
-            )
-        rows = list(reader)
-    missing = [row["file_name"] for row in rows if not (folder / row["file_name"]).is_file()]
+        rows, columns = list(reader), tuple(reader.fieldnames or ())
+    if columns != COLUMNS:
+        raise ValueError(f"`{path}` has the columns {columns}, but a synthetic corpus has {COLUMNS}. Write it again.")
+    missing = [row["file_name"] for row in rows if not (path.parent / row["file_name"]).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the {len(rows)} audio files named in `{path}` are missing, the first is {missing[0]}. "
