@@ -87,13 +87,12 @@ def test_the_whole_chain_at_toy_size(tmp_path):
     words = ["--recipe", "tiny", "--corpus", "corpus", "--output", "run", "--crop_seconds", 1, "--batch_seconds", 4]
     run("pretrain", *words, "--max_steps", 4, "--num_workers", 0, *model, program=launch)
     run("embed", "run", "synthetic/audio/test", "--output", "e.parquet")
-    table = run("probe", "run", "--task", "synthetic", "--data", "synthetic", "--output", "probes", "--seeds", 0, 1)
+    words = ["--task", "synthetic-genre", "--data", "synthetic", "--output", "probes", "--layers", 1, "--seeds", 0, 1]
+    table = run("probe", "run", *words)
     for source in ("run", "random-init", "mfcc", "chroma", "chance"):
         assert source in table
     results = json.loads((tmp_path / "probes" / "results.json").read_text())
-    assert {record["task"] for record in results["records"]} == {
-        "synthetic-genre", "synthetic-key", "synthetic-tags", "synthetic-emotion"
-    }  # fmt: skip
+    assert {record["task"] for record in results["records"]} == {"synthetic-genre"}
     run("report", "probes", "run", "--output", "page")
     assert "<html" in (tmp_path / "page" / "report.html").read_text()
     assert AutoModel.from_pretrained(tmp_path / "run").config.hidden_size == 32

@@ -226,7 +226,7 @@ def _read_finished(out: Path, plan: dict) -> dict | None:
     before = {"store": "flac", **summary.get("settings", {})}
     if before.get("format_version") in SAME_CLIPS:
         before["format_version"] = FORMAT_VERSION
-    if plan.get("store") in (before["store"], summary.get("converted")):
+    if "store" in plan and plan["store"] in (before["store"], summary.get("converted")):
         before["store"] = plan["store"]
     _check_same(out, "was made with", before, plan)
     shutil.rmtree(out / WORK, ignore_errors=True)  # of a run that was killed after its last step
