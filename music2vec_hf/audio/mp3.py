@@ -158,11 +158,6 @@ def mp3_streams(data, begin: int, frames: int | None) -> list[Stream]:
     if first < 0:
         return [Stream()] if is_mp3 else []
     table = _find_table(data, first)
-    if is_mp3 and table is not None and table.size is not None:
-        end = min(len(data), first + table.size)
-        behind = skip_tags(data, end)
-        if abs(first + table.size - len(data)) < 10_000 and first_frame(data[behind:], 0, SURE_FRAMES) < 0:
-            return [Stream()]
     runs = count_frames(data, first)
     if is_mp3 and len(runs) == 1 and runs[0].largest_gap <= SMALL_GAP:
         (run,) = runs
