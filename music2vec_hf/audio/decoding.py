@@ -175,6 +175,9 @@ class SoundfileDecoder:
     def use(self, stream: Stream) -> None:
         """Take what was found out about the file as it is."""
         self.frames, self.note = stream.frames or round(self._file.frames * stream.stated_share), stream.note
+        if self.note and self._file.format == "MP3":
+            # soundfile seeks after every read, which behind damage may give the same audio again.
+            self._file.seekable = lambda: False
 
     def close(self) -> None:
         self._file.close()

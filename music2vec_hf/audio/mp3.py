@@ -163,7 +163,7 @@ def mp3_streams(data, begin: int, frames: int | None) -> list[Stream]:
         (run,) = runs
         excess = (run.count - (table is not None)) * run.samples - frames
         if abs(excess) < TOLERANCE_SECONDS * run.rate or (table is not None and excess < 0):
-            is_short = table is None and (run.is_cut or run.is_damaged)
+            is_short = run.is_damaged or (table is None and run.is_cut)
             return [Stream(note=DAMAGED if is_short else None)]
     return [_mp3_stream(data, run) for run in runs]
 
