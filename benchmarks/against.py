@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def job_prepare(work: Path) -> float:
         start = time.perf_counter()
         prepare_corpus(work / "music", Path(out) / "corpus")
         return time.perf_counter() - start
+
+
+def decode(kind: str, work: Path) -> float:
+    """Five tracks of 60 s, 44.1 kHz stereo, to 16 kHz mono."""
+    read = name_of("read_audio", "audio.reading", "data.audio")
+    read(work / f"song.{kind}", seconds=5)
+    start = time.perf_counter()
+    for _ in range(5):
+        read(work / f"song.{kind}")
+    return time.perf_counter() - start
 
 
 def job_crops(work: Path) -> float:
@@ -112,6 +123,7 @@ JOBS = {
     "prepare, 20 min of stereo": job_prepare,
     "800 crops of 5 s": job_crops,
     "embed, 20 min": job_embed,
+    **{f"decode {kind}, 5 min": partial(decode, kind) for kind in ("wav", "flac", "ogg", "mp3")},
     "quick probe, chroma, genre": job_probe,
 }
 
@@ -121,6 +133,8 @@ def make_material(work: Path) -> None:
     (work / "music").mkdir()
     for number in range(40):
         soundfile.write(work / "music" / f"{number:02}.wav", 0.1 * rng.standard_normal((30 * 44_100, 2)), 44_100)
+    for kind in ("wav", "flac", "ogg", "mp3"):
+        soundfile.write(work / f"song.{kind}", 0.1 * rng.standard_normal((60 * 44_100, 2)), 44_100)
     prepare_corpus(work / "music", work / "corpus")
     name_of("synthesize_corpus", "synthetic.generator", "synthetic.generate")(work / "synthetic", 400, 0)
 

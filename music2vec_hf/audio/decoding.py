@@ -147,10 +147,13 @@ class SoundfileDecoder:
     def _reopen(self, position: int) -> None:
         if position and self.format.startswith("FLAC") and self._open_from(position, behind=False):
             return
+        seeks = self._file.seekable()
         self._file.close()
         self._file = self._open(self._stream)
         if position:
             self._file.seek(position)
+        if not seeks:
+            self._read_in_order()
 
     def _open_from(self, sample: int, behind: bool) -> bool:
         """Open a FLAC stream from the frame on that holds a sample, or that behind it; False if there is none."""
@@ -164,8 +167,7 @@ class SoundfileDecoder:
             return False  # too little is left of it
         self._file.close()
         self._file = file
-        # soundfile seeks after every read, which fails in a stream whose frames do not count from 0.
-        self._file.seekable = lambda: False
+        self._read_in_order()  # a seek fails in a stream whose frames do not count from 0
         if behind:
             self._position = found[1]
         else:
@@ -176,8 +178,11 @@ class SoundfileDecoder:
         """Take what was found out about the file as it is."""
         self.frames, self.note = stream.frames or round(self._file.frames * stream.stated_share), stream.note
         if self.note and self._file.format == "MP3":
-            # soundfile seeks after every read, which behind damage may give the same audio again.
-            self._file.seekable = lambda: False
+            self._read_in_order()  # else what lies behind damage may be given again
+
+    def _read_in_order(self) -> None:
+        """Keep soundfile from seeking after every read."""
+        self._file.seekable = lambda: False
 
     def close(self) -> None:
         self._file.close()

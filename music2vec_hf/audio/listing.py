@@ -37,7 +37,7 @@ from music2vec_hf.audio.containers import (
 )
 from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource, is_audio_file
 from music2vec_hf.audio.reading import UNFINISHED, corpora_among, walk_files
-from music2vec_hf.common.files import write_json
+from music2vec_hf.common.files import read_json, write_json
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.names import printable
 
@@ -151,7 +151,7 @@ def _in_folder(folder: Path) -> SourceFiles:
         paths = sorted(path for path in folder.rglob("*.parquet") if not set(UNFINISHED) & set(path.parts))
         within = corpora_among(paths, folder)  # another one, made from this
         files = _by_split("parquet", folder, [path for path in paths if not within & set(path.parents)])
-        for name, split in json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["splits"].items():
+        for name, split in read_json(folder / "corpus.json", "copy it again")["splits"].items():
             if (held := len(files.get(name, []))) != split["shards"]:
                 raise ValueError(
                     f"{folder} should hold {split['shards']} shards of the split {name} but holds {held}; copy it "

@@ -338,8 +338,12 @@ def _flac_header(data, start: int, first: int, place: int) -> tuple[int, int] | 
     if len(header) < 5 or (header[2] ^ like[2]) & 0x0F or (header[3] ^ like[3]) & 0x0E:
         return None
     found = _parse_flac_header(header)
-    block = 1 if like[1] == 0xF9 else int.from_bytes(data[start + 10 : start + 12], "big")
-    return found and (found[0] * block, found[1])
+    if found is None or like[1] == 0xF9:
+        return found
+    # Frames are numbered and of one size: that of the first, for the stream info may be damaged.
+    one = _parse_flac_header(data[first : first + 16])
+    block = one[1] if one and one[0] == 0 else int.from_bytes(data[start + 10 : start + 12], "big")
+    return found[0] * block, found[1]
 
 
 def _parse_flac_header(header: bytes) -> tuple[int, int] | None:

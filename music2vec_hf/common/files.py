@@ -46,6 +46,30 @@ def write_json(target: str | os.PathLike, content: object, indent: int | None = 
     return write_text(target, json.dumps(content, indent=indent) + "\n")
 
 
+def read_json(path: str | os.PathLike, advice: str = "save or copy it again") -> dict:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path (`str` or `Path`): of the file.
+        advice (`str`): what to do about a damaged file, for the error.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, or no object.
+    """
+    content = parse_json(path, advice)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; {advice}.")
+    return content
+
+
+def parse_json(path: str | os.PathLike, advice: str):
+    """What a JSON file holds, of whatever kind. Raises ValueError, with the advice, if it is not JSON in UTF-8."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); {advice}.") from error
+
+
 def write_npz(target: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write arrays to an npz file, whole or not at all. Returns its path."""
     with written_aside(target) as aside, open(aside, "wb") as file:
@@ -92,4 +116,13 @@ def hold_lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterato
         lock.release()
 
 
-__all__ = ["check_new_folder", "hold_lock", "write_json", "write_npz", "write_text", "written_aside"]
+__all__ = [
+    "check_new_folder",
+    "hold_lock",
+    "parse_json",
+    "read_json",
+    "write_json",
+    "write_npz",
+    "write_text",
+    "written_aside",
+]

@@ -5,33 +5,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from music2vec_hf.common.files import write_json
+from music2vec_hf.common.files import parse_json, read_json, write_json
 
 FORMAT_VERSION = 1
 RESULTS, METRICS, RUN = "results.json", "metrics.jsonl", "run.json"
-
-
-def read_json(path: str | os.PathLike, advice: str = "save or copy it again") -> dict:
-    """Read a JSON file that holds an object.
-
-    Args:
-        path (`str` or `Path`): of the file.
-        advice (`str`): what to do about a damaged file, for the error.
-
-    Raises:
-        ValueError: if it is not JSON in UTF-8, or no object.
-    """
-    content = _parse(path, advice)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object; {advice}.")
-    return content
-
-
-def _parse(path: str | os.PathLike, advice: str):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); {advice}.") from error
 
 
 def read_results(path: str | os.PathLike) -> dict:
@@ -49,7 +26,7 @@ def read_results(path: str | os.PathLike) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"There are no results at '{path}'; `music2vec probe` writes them.")
     advice = "write it again with `music2vec probe`"
-    content = _parse(path, advice)
+    content = parse_json(path, advice)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION or "records" not in content:
         raise ValueError(f"'{path}' is no results file of format {FORMAT_VERSION}; {advice}.")
     return content

@@ -1,6 +1,5 @@
 """A prepared corpus whose clips become 16-bit WAV, in place: larger, and read without decoding."""
 
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.listing import find_files
 from music2vec_hf.audio.reading import read_flac_crop, to_pcm
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.common.files import hold_lock, write_json, write_text, written_aside
+from music2vec_hf.common.files import hold_lock, read_json, write_json, write_text, written_aside
 from music2vec_hf.corpus.clips import encode_clip, write_tables
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def convert_to_wav(corpus: str | os.PathLike, progress: bool = True) -> dict:
         for shard in tqdm(todo, "storing clips as wav", unit="shard", disable=not progress):
             with written_aside(shard) as aside, pq.ParquetFile(shard) as file:
                 write_tables(aside, file.schema_arrow, _converted(file, failed))
-        summary = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
+        summary = read_json(corpus / "corpus.json", "prepare the corpus anew")
         if todo:
             write_json(corpus / "corpus.json", {**summary, "converted": "wav"})
             _correct_card(corpus / "README.md")

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.audio.listing import choose_splits, find_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.common.files import read_json
 from music2vec_hf.common.hub import download_files, download_if_there
-from music2vec_hf.common.results import read_json
 from music2vec_hf.corpus.loading import STATISTICS
 
 # A value of one of these belongs to one split only, or what is tested was seen in training.

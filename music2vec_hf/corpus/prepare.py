@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from music2vec_hf.audio.listing import HUB_ID, Listing, Track, list_source
 from music2vec_hf.audio.reading import UNFINISHED
-from music2vec_hf.common.files import hold_lock, write_json
-from music2vec_hf.common.results import read_json
+from music2vec_hf.common.files import hold_lock, read_json, write_json
 from music2vec_hf.corpus.clips import STORES
 from music2vec_hf.corpus.publishing import publish
 from music2vec_hf.corpus.sampling import sample_tracks

@@ -17,8 +17,7 @@ from music2vec_hf.audio.labels import (
     list_labelled,
 )
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.common.files import written_aside
-from music2vec_hf.common.results import read_json
+from music2vec_hf.common.files import read_json, written_aside
 from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task
 
 NO_BENCHMARK = "a data set of your own: there is no published score to stand beside."
