@@ -134,7 +134,9 @@ def make_material(work: Path) -> None:
     for number in range(40):
         soundfile.write(work / "music" / f"{number:02}.wav", 0.1 * rng.standard_normal((30 * 44_100, 2)), 44_100)
     for kind in ("wav", "flac", "ogg", "mp3"):
-        soundfile.write(work / f"song.{kind}", 0.1 * rng.standard_normal((60 * 44_100, 2)), 44_100)
+        with soundfile.SoundFile(work / f"song.{kind}", "w", 44_100, 2) as file:
+            for _ in range(60):  # libsndfile encodes no minute of Ogg at once
+                file.write(0.1 * rng.standard_normal((44_100, 2)))
     prepare_corpus(work / "music", work / "corpus")
     name_of("synthesize_corpus", "synthetic.generator", "synthetic.generate")(work / "synthetic", 400, 0)
 

@@ -130,7 +130,14 @@ def count_frames(data, position: int) -> list[FrameRun]:
         run.is_cut = following > len(data)
         run.parts[-1][1] = min(following, len(data))
         run.count += not run.is_cut
-        position = following if following < len(data) else -1
+        position = following
+        # Whole files are frames of known headers one behind the other.
+        while (header := headers.get(bytes(data[position : position + 4]))) and header.kind == run.kind:
+            if position + header.size > len(data):
+                break
+            position, run.count = position + header.size, run.count + 1
+        run.parts[-1][1] = min(position, len(data))
+        position = position if position < len(data) else -1
     return [run for run in runs if run.count >= min(3, max(run.count for run in runs))]
 
 
