@@ -12,6 +12,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
+from warm_python import WarmPython
 
 import music2vec_hf
 
@@ -87,6 +89,33 @@ def golden():
         return arrays
 
     return load
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A Hub on loopback that all tests fill, each with repositories of its own names."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """`HF_HOME` of the processes below."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def online(hub, home):
+    """Python that reaches the Hub on loopback and no other."""
+    with WarmPython(hub.environment(home)) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def offline(hub, home):
+    """Python that has what `online` fetched, and no Hub."""
+    with WarmPython(hub.environment(home, offline=True)) as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,8 @@ need HF_HUB_DISABLE_XET=1. This shows that the client's path works, not that the
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,10 +48,10 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
+    def environment(self, home: Path, offline: bool = False) -> dict[str, str]:
         """What a client process needs, with a home of its own so that nothing is cached."""
-        values = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
-        return {**values, "HF_HUB_DISABLE_XET": "1", **({"HF_TOKEN": token} if token else {})}
+        values = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), str(int(offline)))
+        return {**values, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -272,13 +269,3 @@ ROUTES = [
         Handler.resolve,
     ),
 ]
-
-
-def client(command, environment, *arguments):
-    """Run a script, or Python with other words, as a client; what it printed."""
-    words = command if isinstance(command, list) else ["-c", command]
-    found = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**found, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    command = [str(word) for word in (sys.executable, *words, *arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -3,8 +3,6 @@
 import csv
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import tarfile
 
@@ -14,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from awkward import TABLE, in_order, make_awkward_folder, music
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
 
 from music2vec_hf.corpus.loading import load_corpus
 from music2vec_hf.corpus.prepare import prepare_corpus
@@ -171,27 +169,24 @@ from music2vec_hf.corpus.prepare import prepare_corpus
 source, out, again = sys.argv[1:]
 if __name__ == "__main__":
     words = ["prepare", source, out, "--clip-seconds", "5", "--num-proc", "1", "--push-to-hub"]
-    assert main([*words, "someone/corpus"]) == 0
-    local, remote = load_corpus(out), load_corpus("someone/corpus")
+    assert main([*words, "someone/prepared"]) == 0
+    local, remote = load_corpus(out), load_corpus("someone/prepared")
     assert local.column_names == remote.column_names and local[:] == remote[:]
-    assert main([*words, "someone/corpus"]) == 0
+    assert main([*words, "someone/prepared"]) == 0
     assert main([*words, "nobody/..corpus"]) == 1
-    assert inspect_corpus("someone/corpus").splits == inspect_corpus(out).splits
-    assert inspect_corpus("someone/corpus").summary == inspect_corpus(out).summary
+    assert inspect_corpus("someone/prepared").splits == inspect_corpus(out).splits
+    assert inspect_corpus("someone/prepared").summary == inspect_corpus(out).summary
     assert prepare_corpus("someone/raw", again, clip_seconds=5.0, progress=False)["clips"] == len(local)
 """
 
 
 @pytest.mark.slow
-def test_to_the_hub_and_from_it(labelled, tmp_path):
+def test_to_the_hub_and_from_it(hub, online, labelled, tmp_path):
     source, rows, whole = labelled
-    write_parquet(tmp_path / "hub" / "datasets/someone/raw/main/data/train-00000-of-00001.parquet", source, rows)
-    words = [sys.executable, "-c", HUB, str(source), str(tmp_path / "out"), str(tmp_path / "again")]
-    with HubServer(tmp_path / "hub") as hub:
-        environment = {**os.environ, **hub.environment(tmp_path / "home", TOKEN)}
-        process = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
-    assert process.returncode == 0, process.stderr
-    assert contents(tmp_path / "hub" / "datasets/someone/corpus/main") == contents(tmp_path / "out")
+    write_parquet(hub.root / "datasets/someone/raw/main/data/train-00000-of-00001.parquet", source, rows)
+    done = online.run(HUB, source, tmp_path / "out", tmp_path / "again", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert contents(hub.root / "datasets/someone/prepared/main") == contents(tmp_path / "out")
     assert contents(tmp_path / "again", "*.parquet") == contents(whole, "*.parquet")
-    assert "cannot be pushed to nobody/..corpus" in process.stderr
+    assert "cannot be pushed to nobody/..corpus" in done.stderr
     assert np.isfinite(load_corpus(tmp_path / "again")["clip_mean"]).all()

@@ -1,23 +1,35 @@
 """Whatever takes a model or a corpus takes a Hub id: over HTTP, from a Hub on loopback, in processes of their own."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from hub_server import TOKEN, HubServer, client
+from hub_server import TOKEN
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining
+from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining
 from music2vec_hf.corpus.prepare import prepare_corpus
 
 TOY = "--hidden_size 16 --num_hidden_layers 3 --num_attention_heads 2 --intermediate_size 32"
 TOY += " --num_conv_pos_embedding_groups 4 --average_top_k_layers 2 --crop_seconds 1.0 --batch_seconds 4.0"
 TOY += " --mask_group_seconds 4.0 --max_steps 2 --log_every 1 --num_workers 0 --precision fp32 --conv_dim" + 7 * " 8"
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embedding_groups": 4,
+}
 
 # Everything that reads a model, by id and from the folder that the id names; run online, then offline.
 MODELS = """
@@ -112,19 +124,19 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from music2vec_hf import Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
 model = Music2VecForPreTraining.from_pretrained(sys.argv[1])
-model.push_to_hub("someone/pushed")
-Music2VecFeatureExtractor(norm_eps=1e-3).push_to_hub("someone/pushed")
+model.push_to_hub("someone/made")
+Music2VecFeatureExtractor(norm_eps=1e-3).push_to_hub("someone/made")
 model.push_to_hub("someone/secret", private=True, max_shard_size="20KB")
-model.push_to_hub("someone/pushed", revision="next")
-for name in ("someone/pushed", "someone/secret"):
+model.push_to_hub("someone/made", revision="next")
+for name in ("someone/made", "someone/secret"):
     again = Music2VecForPreTraining.from_pretrained(name).state_dict()
     assert again.keys() == model.state_dict().keys()
     assert all(again[key].equal(tensor) for key, tensor in model.state_dict().items())
-assert Music2VecFeatureExtractor.from_pretrained("someone/pushed").norm_eps == 1e-3
-Music2VecModel.from_pretrained("someone/pushed", revision="next")
+assert Music2VecFeatureExtractor.from_pretrained("someone/made").norm_eps == 1e-3
+Music2VecModel.from_pretrained("someone/made", revision="next")
 del os.environ["HF_TOKEN"]
 try:
-    model.push_to_hub("someone/pushed")
+    model.push_to_hub("someone/made")
 except HfHubHTTPError as error:
     assert error.response.status_code == 401
 else:
@@ -169,14 +181,14 @@ def audio(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def hub(audio, tiny_config, tiny_student, tmp_path):
-    """A Hub with a model in two branches, one laid out as the published one, three kinds of corpus, two secrets."""
-    models, datasets = tmp_path / "hub" / "models" / "someone", tmp_path / "hub" / "datasets" / "someone"
-    tiny_student.save_pretrained(models / "model" / "main")
-    smaller = type(tiny_config)(**{**tiny_config.to_dict(), "intermediate_size": 16})
-    Music2VecForPreTraining(smaller).save_pretrained(models / "model" / "smaller")
-    for branch in ("main", "smaller"):
+@pytest.fixture(scope="module")
+def filled(hub, audio):
+    """The Hub, with a model in two branches, one laid out as the published one, three kinds of corpus, two secrets."""
+    models, datasets = hub.root / "models" / "someone", hub.root / "datasets" / "someone"
+    for branch, width in (("main", 32), ("smaller", 16)):
+        torch.manual_seed(0)
+        model = Music2VecForPreTraining(Music2VecConfig(**SIZES | {"intermediate_size": width}))
+        model.save_pretrained(models / "model" / branch)
         Music2VecFeatureExtractor().save_pretrained(models / "model" / branch)
     shutil.copytree(models / "model", models / "private")
     make_published(models / "music2vec-v1" / "main")
@@ -187,25 +199,18 @@ def hub(audio, tiny_config, tiny_student, tmp_path):
     with tarfile.open(datasets / "archives" / "main" / "part.tar", "w") as archive:
         for path in sorted((audio / "train").iterdir()):
             archive.add(path, path.name)
-    with HubServer(tmp_path / "hub") as server:
-        server.private |= {"someone/private", "someone/private-corpus"}
-        yield server
+    hub.private |= {"someone/private", "someone/private-corpus"}
+    return hub
 
 
 def make_published(folder):
     """As in m-a-p/music2vec-v1: a path in `vocab_size`, weights of the bare encoder as pytorch_model.bin."""
-    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    config = Data2VecAudioConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
+    config = Data2VecAudioConfig(**SIZES)
     folder.mkdir(parents=True)
     torch.save(Data2VecAudioModel(config).state_dict(), folder / "pytorch_model.bin")
     values = config.to_dict() | {"vocab_size": "/home/someone/config.json", "transformers_version": "4.21.3"}
     (folder / "config.json").write_text(json.dumps(values))
     Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
-
-
-def succeed(*arguments):
-    done = client(*arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def assert_same_arrays(one, two):
@@ -215,43 +220,37 @@ def assert_same_arrays(one, two):
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def test_models_load_by_id_once_and_then_without_the_hub(hub, audio, tmp_path):
+def test_models_load_by_id_once_and_then_without_the_hub(filled, online, offline, audio, tmp_path):
     track = audio / "test" / "tone #9.flac"
-    environment = hub.environment(tmp_path / "home")
-    succeed(MODELS, environment, hub.root, track, tmp_path / "online")
-    weights = [request for request in hub.requests if re.fullmatch("GET .*/model.safetensors", request)]
+    online.succeed(MODELS, filled.root, track, tmp_path / "online")
+    weights = [request for request in filled.requests if re.fullmatch("GET /someone/model/.*safetensors", request)]
     assert len(weights) == len(set(weights)) == 2  # of two branches
-    asked = len(hub.requests)
-    succeed(MODELS, {**environment, "HF_HUB_OFFLINE": "1"}, hub.root, track, tmp_path / "offline")
-    assert len(hub.requests) == asked
+    asked = len(filled.requests)
+    offline.succeed(MODELS, filled.root, track, tmp_path / "offline")
+    assert len(filled.requests) == asked
     assert_same_arrays(tmp_path / "online", tmp_path / "offline")
 
 
-def test_corpora_load_by_id_once_and_then_without_the_hub(hub, tmp_path):
-    environment = hub.environment(tmp_path / "home")
-    succeed(CORPORA, environment, hub.root, tmp_path / "online", TOY, "online")
-    asked = len(hub.requests)
-    succeed(CORPORA, {**environment, "HF_HUB_OFFLINE": "1"}, hub.root, tmp_path / "offline", TOY, "offline")
-    assert len(hub.requests) == asked
+def test_corpora_load_by_id_once_and_then_without_the_hub(filled, online, offline, tmp_path):
+    online.succeed(CORPORA, filled.root, tmp_path / "online", TOY, "online")
+    asked = len(filled.requests)
+    offline.succeed(CORPORA, filled.root, tmp_path / "offline", TOY, "offline")
+    assert len(filled.requests) == asked
     assert_same_arrays(tmp_path / "online", tmp_path / "offline")
 
 
-def test_what_is_pushed_comes_back(hub, tmp_path):
-    local = hub.root / "models" / "someone" / "model" / "main"
-    succeed(PUSH, hub.environment(tmp_path / "home", TOKEN), local)
-    pushed = hub.root / "models" / "someone"
-    assert (pushed / "pushed" / "main" / "model.safetensors").read_bytes() == (
-        local / "model.safetensors"
-    ).read_bytes()
-    assert len(list((pushed / "secret" / "main").glob("*.safetensors"))) > 1
-    assert (pushed / "pushed" / "next" / "config.json").is_file() and "someone/secret" in hub.private
+def test_what_is_pushed_comes_back(filled, online):
+    models = filled.root / "models" / "someone"
+    online.succeed(PUSH, models / "model" / "main", HF_TOKEN=TOKEN)
+    ours, theirs = models / "model" / "main" / "model.safetensors", models / "made" / "main" / "model.safetensors"
+    assert theirs.read_bytes() == ours.read_bytes()
+    assert len(list((models / "secret" / "main").glob("*.safetensors"))) > 1
+    assert (models / "made" / "next" / "config.json").is_file() and "someone/secret" in filled.private
 
 
-def test_a_mistake_gets_one_sentence(hub, audio, tmp_path):
+def test_a_mistake_gets_one_sentence(filled, online, audio, tmp_path):
     track = audio / "test" / "tone #9.flac"
-    done = client(MISTAKES, hub.environment(tmp_path / "home"), track, tmp_path)
-    assert done.returncode == 0, done.stderr
-    attempts = [json.loads(line) for line in done.stdout.splitlines()]
+    attempts = [json.loads(line) for line in online.succeed(MISTAKES, track, tmp_path).splitlines()]
     assert len(attempts) == 15
     for verb, name, token, code, said in attempts:
         what = "a data set" if verb == "pretrain" else "a model"
@@ -261,17 +260,21 @@ def test_a_mistake_gets_one_sentence(hub, audio, tmp_path):
         assert sentence.endswith("for a private one, `hf auth login`.\n"), said
         assert ("Invalid credentials" in said) == (token == "hf_expired"), said
     assert not (tmp_path / "run").exists() and not (tmp_path / "plain").exists()
-    words = ["-m", "music2vec_hf", "embed", "someone/absent", track, "--output", tmp_path / "e.parquet"]
-    done = client(words, hub.environment(tmp_path / "home"))
+    command = "import sys; from music2vec_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = online.run(command, "embed", "someone/absent", track, "--output", tmp_path / "e.parquet")
     assert done.returncode == 1 and done.stderr.startswith("music2vec: someone/absent is neither"), done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_accelerate_launches_a_run_on_a_corpus_by_id(hub, tmp_path, streaming):
+def test_accelerate_launches_a_run_on_a_corpus_by_id(filled, tmp_path, streaming):
     words = ["-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "music2vec_hf", "pretrain"]
-    words += ["--recipe", "tiny", "--corpus", "someone/corpus", "--output", tmp_path / "run", *TOY.split()]
-    succeed([*words, "--streaming", streaming], hub.environment(tmp_path / "home"))
+    words += ["--recipe", "tiny", "--corpus", "someone/corpus", "--output", str(tmp_path / "run"), *TOY.split()]
+    environment = {**os.environ, **filled.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words, "--streaming", streaming], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert Music2VecForPreTraining.from_pretrained(tmp_path / "run").config.hidden_size == 16

@@ -2,16 +2,13 @@
 is saved from there is as whole."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 from transformers.models.auto import modeling_auto
 
@@ -83,8 +80,8 @@ assert not any(name.startswith("music2vec_hf") for name in sys.modules)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """The root of a Hub with a pretraining student and a tagger, as `music2vec push` lays them out."""
+def repositories(hub, tmp_path_factory):
+    """Folders on the Hub of a pretraining student and a tagger, as `music2vec push` lays them out."""
     folder = tmp_path_factory.mktemp("remote")
     torch.manual_seed(0)
     tags = {"num_labels": 3, "problem_type": "multi_label_classification", "classifier_layer": 2}
@@ -92,35 +89,27 @@ def root(tmp_path_factory):
         Music2VecForPreTraining(Music2VecConfig(**TOY)),
         Music2VecForSequenceClassification(Music2VecConfig(**TOY, **tags)),
     )
+    folders = {name: hub.root / "models" / "someone" / name / "main" for name in NAMES}
     for name, model in zip(NAMES, models, strict=True):
         model.save_pretrained(folder / name)
         Music2VecFeatureExtractor(norm_eps=1e-3).save_pretrained(folder / name)
-        publication = make_publication(folder / name, f"someone/{name}", "mit")
-        publication.write(folder / "hub" / "models" / "someone" / name / "main")
-    return folder / "hub"
+        make_publication(folder / name, f"someone/{name}", "mit").write(folders[name])
+    return folders
 
 
 @pytest.fixture(scope="module")
-def repositories(root):
-    """Name to folder of the two."""
-    return {name: root / "models" / "someone" / name / "main" for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def song(root):
+def song(tmp_path_factory):
+    path = tmp_path_factory.mktemp("song") / "song.wav"
     noise = np.random.default_rng(0).standard_normal((12_000, 2)).astype(np.float32)
-    soundfile.write(root.parent / "song.wav", 0.1 * noise, 22_050, subtype="FLOAT")
-    return root.parent / "song.wav"
+    soundfile.write(path, 0.1 * noise, 22_050, subtype="FLOAT")
+    return path
 
 
-def run_alone(script, folder, environment, *arguments):
-    """Run Python in a folder that nothing of ours is near; what it printed."""
-    command = [sys.executable, "-I", "-c", script, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+@pytest.fixture
+def away(tmp_path):
+    """A folder that nothing of ours is near."""
+    (tmp_path / "away").mkdir()
+    return tmp_path / "away"
 
 
 @torch.no_grad()
@@ -143,16 +132,16 @@ def expected_of(repositories, song):
     return {name: value.numpy() for name, value in values.items()}
 
 
-def test_a_repository_loads_without_this_library_and_then_without_the_hub(root, repositories, song, tmp_path):
+def test_a_repository_loads_without_this_library_and_then_without_the_hub(
+    hub, online, offline, repositories, song, away
+):
     """Over HTTP; then, without the Hub, what is in the cache, and a folder."""
-    ids, away = [f"someone/{name}" for name in NAMES], tmp_path / "away"
-    with HubServer(root) as hub:
-        environment = hub.environment(tmp_path / "home")
-        run_alone(BLOCKER + STRANGER, away, environment, *ids, away / "online", song)
-        asked = len(hub.requests)
-        words = [*ids, away / "offline", *repositories.values(), away / "folder", song]
-        run_alone(BLOCKER + STRANGER, away, {**environment, "HF_HUB_OFFLINE": "1"}, *words)
-        assert len(hub.requests) == asked
+    ids = [f"someone/{name}" for name in NAMES]
+    online.succeed(BLOCKER + STRANGER, *ids, away / "online", song, folder=away)
+    asked = len(hub.requests)
+    words = [*ids, away / "offline", *repositories.values(), away / "folder", song]
+    offline.succeed(BLOCKER + STRANGER, *words, folder=away)
+    assert len(hub.requests) == asked
     expected = expected_of(repositories, song)
     for place in ("online", "offline", "folder"):
         with np.load(away / f"{place}.npz") as stored:
@@ -203,14 +192,12 @@ def missing_files(folder):
     return {name for name in named if not (folder / f"{name.rpartition('.')[0]}.py").is_file()}
 
 
-def test_what_is_saved_from_a_repository_brings_all_that_it_names(root, song, tmp_path):
-    with HubServer(root) as hub:
-        environment = hub.environment(tmp_path / "home", TOKEN)
-        printed = run_alone(BLOCKER + SAVED_AGAIN, tmp_path / "away", environment, song, tmp_path / "out")
+def test_what_is_saved_from_a_repository_brings_all_that_it_names(hub, online, repositories, song, away, tmp_path):
+    printed = online.succeed(BLOCKER + SAVED_AGAIN, song, tmp_path / "out", folder=away, HF_TOKEN=TOKEN)
     first, *others, tuned = json.loads(printed.splitlines()[-1])
     assert len(others) == 3 and all(answer == first for answer in others)
     assert len(first) == 3 and {entry["label"] for entry in tuned} == {"LABEL_0", "LABEL_1"}
-    folders = [*(tmp_path / "out").iterdir(), root / "models" / "someone" / "again" / "main"]
+    folders = [*(tmp_path / "out").iterdir(), hub.root / "models" / "someone" / "again" / "main"]
     assert len(folders) == 12
     for folder in folders:
         assert missing_files(folder) == set(), folder
@@ -231,7 +218,7 @@ def test_with_this_library_nothing_of_a_repositorys_code_is_named(repositories, 
 WITH_PACKAGE = "from music2vec_hf.cli import main as music2vec\n"
 
 
-def test_what_the_cards_say_works(root, repositories, song, tmp_path):
+def test_what_the_cards_say_works(online, repositories, song, away):
     alone, with_package = [], []
     for name, folder in repositories.items():
         card = (folder / "README.md").read_text()
@@ -245,15 +232,11 @@ def test_what_the_cards_say_works(root, repositories, song, tmp_path):
                 checks = "\nprint(len(layers), *layers[0].shape)" if "layers" in block else ""
                 alone.append(block.replace('"plain"', f'"plain-{name}"') + checks)
     assert len(alone) == 4 and len(with_package) == 5
-    folder = tmp_path / "away"
-    folder.mkdir()
-    (folder / "song.wav").write_bytes(song.read_bytes())
-    with HubServer(root) as hub:
-        environment = hub.environment(tmp_path / "home")
-        said = run_alone(WITH_PACKAGE + "\n".join(with_package), folder, environment)
-        assert said.count("(4, 16)") == 2 and said.count("LABEL_0") == 1
-        said = run_alone(BLOCKER + "\n".join(alone), folder, environment)
-        assert "4 1 26 16" in said and said.count("LABEL_0") == 1
+    (away / "song.wav").write_bytes(song.read_bytes())
+    said = online.succeed(WITH_PACKAGE + "\n".join(with_package), folder=away)
+    assert said.count("(4, 16)") == 2 and said.count("LABEL_0") == 1
+    said = online.succeed(BLOCKER + "\n".join(alone), folder=away)
+    assert "4 1 26 16" in said and said.count("LABEL_0") == 1
 
 
 def test_the_names_that_travel_are_those_that_the_library_registers(repositories):

@@ -2,7 +2,6 @@
 
 import io
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -380,17 +379,14 @@ print(labels, len(pipe(sys.argv[3], return_timeline=True)["timeline"]))
 """
 
 
-def test_it_travels_with_the_model_to_who_has_no_package(save_model, tmp_path, monkeypatch):
+def test_it_travels_with_the_model_to_who_has_no_package(offline, save_model, tmp_path):
     folder, _ = save_model(window_seconds=0.5)
     for name, file in with_remote_code(folder).items():
         (Path(folder) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
     np.save(tmp_path / "song.npy", song(1.2))
     (tmp_path / "song.wav").write_bytes(encoded(song(1.2), subtype="FLOAT"))
-    arguments = [folder, str(tmp_path / "song.npy"), str(tmp_path / "song.wav")]
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    result = subprocess.run([sys.executable, "-c", REMOTE, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    printed = offline.succeed(REMOTE, folder, tmp_path / "song.npy", tmp_path / "song.wav", folder=tmp_path)
     with_package = pipeline(TASK, model=folder)  # no trust asked for: the package's own code is used
     assert type(with_package) is Music2VecAudioClassificationPipeline
     labels = [row["label"] for row in with_package(song(1.2), top_k=None)]
-    assert result.stdout.splitlines()[-1] == f"{labels} 3"
+    assert printed.splitlines()[-1] == f"{labels} 3"

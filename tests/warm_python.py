@@ -1,0 +1,102 @@
+"""Python that has imported what is slow to import: each script runs in a fork of it, as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+# What a stranger to this library has. None of it is ours: a script may be one that has not installed us.
+MODULES = (
+    "torch",
+    "datasets",
+    "accelerate",
+    "soundfile",
+    "pandas",
+    "transformers.pipelines",
+    "transformers.modeling_utils",
+)
+
+
+class WarmPython:
+    """`with WarmPython(environment) as python:` starts it; `python.run(script, ...)` is a run of `python -c script`.
+
+    `environment` is added to this process' own; the libraries of Hugging Face read theirs when they are imported.
+    """
+
+    def __init__(self, environment=()):
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
+        self.environment.pop("HF_TOKEN", None)
+
+    def __enter__(self):
+        words = [sys.executable, __file__]
+        self.process = subprocess.Popen(
+            words, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *error):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def run(self, script, *arguments, folder=".", **environment):
+        """Run a script in a folder, with more variables in its environment; its exit code and what it printed."""
+        job = [script, [str(word) for word in arguments], str(folder), environment]
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return subprocess.CompletedProcess(script, *json.loads(self.process.stdout.readline()))
+
+    def succeed(self, script, *arguments, **where):
+        """Run a script that must end well; what it printed."""
+        done = self.run(script, *arguments, **where)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+
+def run_as_main(script):
+    """What the fork does; its exit code."""
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        exec(compile(script, "<script>", "exec"), vars(sys.modules["__main__"]))
+        return 0
+    except SystemExit as end:
+        return end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def serve():
+    import importlib
+    import tempfile
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for name in MODULES:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        script, arguments, folder, environment = json.loads(line)
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = os.fork()
+            if child == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                os.chdir(folder)
+                os.environ.update(environment)
+                sys.argv = ["-c", *arguments]
+                os._exit(run_as_main(script))
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            out.seek(0)
+            err.seek(0)
+            answers.write(json.dumps([code, out.read(), err.read()]) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parent)
+    serve()
