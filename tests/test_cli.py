@@ -1,14 +1,13 @@
 """The command: every verb has help, mistakes end in one sentence, and the whole chain runs at toy size."""
 
 import json
-import os
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 from transformers import AutoModel
 
 from music2vec_hf.cli import build_parser, main, read_overrides
+from music2vec_hf.probing.probes import SEARCHES
 
 VERBS = next(action.choices for action in build_parser()._actions if action.choices)
 
@@ -68,24 +67,26 @@ def test_overrides_are_read_as_yaml():
         read_overrides(["stray"])
 
 
-def test_the_whole_chain_at_toy_size(tmp_path):
+LAUNCH = "import runpy; runpy.run_module('accelerate.commands.launch', run_name='__main__')"
+
+
+def test_the_whole_chain_at_toy_size(offline, tmp_path, monkeypatch, capsys):
     """synth, prepare, pretrain through accelerate, embed, probe, report: as the demo, in seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SEARCHES, "quick", replace(SEARCHES["quick"], max_steps=60, eval_every=20))
 
-    def run(*words, program=("-m", "music2vec_hf")):
-        command = [sys.executable, *program, *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-        assert result.returncode == 0, result.stderr[-2000:]
-        return result.stdout
+    def run(*words):
+        assert main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
 
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "music2vec_hf"]
     assert "80 synthetic clips" in run("synth", "synthetic", "--clips", 80, "--seed", 0, "--clip-seconds", 2)
     prepared = run("prepare", "synthetic/audio/train", "corpus", "--num-proc", 1, "--store", "pcm")
     assert "0 rejected" in prepared and "0 cannot be decoded" in prepared
-    model = ["--hidden_size", 32, "--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 7]
-    words = ["--recipe", "tiny", "--corpus", "corpus", "--output", "run", "--crop_seconds", 1, "--batch_seconds", 4]
-    run("pretrain", *words, "--max_steps", 4, "--num_workers", 0, *model, program=launch)
+    words = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += ["-m", "music2vec_hf", "pretrain", "--recipe", "tiny", "--corpus", "corpus", "--output", "run"]
+    words += ["--crop_seconds", 1, "--batch_seconds", 4, "--max_steps", 4, "--num_workers", 0, "--hidden_size", 32]
+    words += ["--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 7]
+    offline.succeed(LAUNCH, *words, folder=tmp_path)
     run("embed", "run", "synthetic/audio/test", "--output", "e.parquet")
     words = ["--task", "synthetic-genre", "--data", "synthetic", "--output", "probes", "--layers", 1, "--seeds", 0, 1]
     table = run("probe", "run", *words)

@@ -4,14 +4,18 @@ import subprocess
 import sys
 
 import pytest
+from warm_python import WarmPython
 
 
-def run(program):
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def run():
+    """A process that has torch and nothing else."""
+    with WarmPython(modules=("torch",)) as python:
+        yield python.run
 
 
 @pytest.mark.parametrize("statement", ["import transformers", "music2vec_hf.embed", "import torchaudio"])
-def test_a_torchaudio_that_does_not_load_is_named_with_its_remedy(statement, tmp_path):
+def test_a_torchaudio_that_does_not_load_is_named_with_its_remedy(run, statement, tmp_path):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open shared object')")
     result = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import music2vec_hf; {statement}")
@@ -39,7 +43,7 @@ def test_public_names_are_there():
     ],
     ids=["transformers first", "looked for and loaded twice", "a model file first"],
 )
-def test_our_classes_join_the_auto_classes(statements):
+def test_our_classes_join_the_auto_classes(run, statements):
     result = run(
         f"{statements}; from transformers.pipelines import PIPELINE_REGISTRY as tasks; "
         "print(type(AutoConfig.for_model('music2vec')).__name__, "
@@ -52,5 +56,6 @@ def test_our_classes_join_the_auto_classes(statements):
     "program", ["import music2vec_hf", "from music2vec_hf.cli import build_parser; build_parser()"]
 )
 def test_neither_torch_nor_transformers_is_loaded_before_it_is_needed(program):
-    loaded = run(f"import sys; {program}; print(sorted({{'torch', 'transformers', 'datasets'}} & set(sys.modules)))")
+    program += "; import sys; print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert loaded.stdout.strip() == "[]", loaded.stderr

@@ -21,17 +21,18 @@ MODULES = (
 
 
 class WarmPython:
-    """`with WarmPython(environment) as python:` starts it; `python.run(script, ...)` is a run of `python -c script`.
+    """`with WarmPython() as python:` starts it; `python.run(script, ...)` is a run of `python -c script`.
 
     `environment` is added to this process' own; the libraries of Hugging Face read theirs when they are imported.
     """
 
-    def __init__(self, environment=()):
+    def __init__(self, environment=(), modules=MODULES):
+        self.modules = modules
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
         self.environment.pop("HF_TOKEN", None)
 
     def __enter__(self):
-        words = [sys.executable, __file__]
+        words = [sys.executable, __file__, *self.modules]
         self.process = subprocess.Popen(
             words, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -77,7 +78,7 @@ def serve():
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in MODULES:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     for line in sys.stdin:
         script, arguments, folder, environment = json.loads(line)
