@@ -2,26 +2,12 @@
 
 import csv
 import hashlib
-import subprocess
-import sys
 
 import soundfile
+from warm_python import PROCESSES
 
+from music2vec_hf.corpus import clips
 from music2vec_hf.corpus.prepare import prepare_corpus
-
-# A run that says when it comes to the track `sys.argv[1]`, and waits there for a line.
-WAITING_RUN = """
-import sys
-from music2vec_hf.corpus import clips, prepare
-class Waiting(clips.AudioReader):
-    def __init__(self, path, name=None):
-        if name == sys.argv[1]:
-            print("at work", flush=True)
-            sys.stdin.readline()
-        super().__init__(path, name)
-clips.AudioReader = Waiting
-prepare.prepare_corpus({source!r}, {out!r}, **{settings!r})
-"""
 
 
 def prepare(source, out, **settings):
@@ -30,17 +16,30 @@ def prepare(source, out, **settings):
 
 
 def start_until(track, source, out, **settings):
-    """A process that prepares a corpus and waits at a track."""
-    code = WAITING_RUN.format(source=str(source), out=str(out), settings={"progress": False, **settings})
-    words = [sys.executable, "-c", code, track]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "at work\n"
+    """A process that prepares a corpus and waits at a track, until it hears `go_on.set()`."""
+    at_work, go_on = PROCESSES.Event(), PROCESSES.Event()
+    process = PROCESSES.Process(target=_wait_at, args=(track, at_work, go_on, source, out, settings))
+    process.go_on = go_on
+    process.start()
+    assert at_work.wait(timeout=240)
     return process
+
+
+def _wait_at(track, at_work, go_on, source, out, settings):
+    class Waiting(clips.AudioReader):
+        def __init__(self, path, name=None):
+            if name == track:
+                at_work.set()
+                go_on.wait()
+            super().__init__(path, name)
+
+    clips.AudioReader = Waiting
+    prepare_corpus(source, out, **{"progress": False, **settings})
 
 
 def kill(process):
     process.kill()
-    process.wait()
+    process.join()
 
 
 def write(path, samples, rate=16000, **kwargs):

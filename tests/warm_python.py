@@ -1,7 +1,9 @@
 """Python that has imported what is slow to import: each script runs in a fork of it, as a process of its own."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -18,6 +20,24 @@ MODULES = (
     "transformers.pipelines",
     "transformers.modeling_utils",
 )
+
+# The same for functions of ours, by `PROCESSES.Process(target=...)`, which a test can kill.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["music2vec_hf.pretraining.loop", "music2vec_hf.corpus.prepare"])
+
+
+def as_rank(rank, port, host="127.0.0.1"):
+    """What torchrun sets for one of two processes."""
+    return {
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class WarmPython:

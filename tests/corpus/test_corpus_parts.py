@@ -190,5 +190,6 @@ def test_a_second_run_into_the_same_folder_is_refused(whole, tmp_path):
         prepare(source, out)
     with pytest.raises(ValueError, match=busy):
         prepare(source, out, shard=(0, 2))
-    single.communicate("\n")
-    assert single.returncode == 0 and contents(out) == contents(whole_out)
+    single.go_on.set()
+    single.join()
+    assert single.exitcode == 0 and contents(out) == contents(whole_out)

@@ -104,7 +104,7 @@ class Kill(TrainerCallback):
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(mode, settings, monkeypatch):
     """Killed in the second epoch (4 or 5 steps each), after a checkpoint in the middle of the first."""
-    plan = {"mode": mode, "num_train_epochs": 3, "save_strategy": "steps", "eval_strategy": "steps"}
+    plan = {"mode": mode, "num_train_epochs": 2, "save_strategy": "steps", "eval_strategy": "steps"}
     plan |= {
         "save_steps": 2,
         "eval_steps": 2,

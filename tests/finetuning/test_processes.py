@@ -1,25 +1,34 @@
 """Fine-tuning on two processes with gradient checkpointing, and crops in workers that outlive an epoch."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
-from toy_two_processes import RUNS
 from transformers import Trainer
+from warm_python import PROCESSES, as_rank, free_port
 
+from music2vec_hf.finetuning.arguments import FinetuneArguments
 from music2vec_hf.finetuning.fitting import finetune
+
+RUNS = {"full": {"mode": "full"}, "early_layer": {"mode": "lora", "classifier_layer": "1"}}
+
+
+def finetune_as(variables, corpus, model, out):
+    os.environ.update(variables)
+    plan = dict.fromkeys(("eval_strategy", "save_strategy"), "no") | {"load_best_model_at_end": False, "report_to": []}
+    plan |= {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_checkpointing": True, "use_cpu": True}
+    for name, changes in RUNS.items():
+        where = {"model": model, "corpus": corpus, "label": ["genre"], "output_dir": f"{out}/{name}"}
+        finetune(FinetuneArguments(**where, crop_seconds=1.0, **plan, disable_tqdm=True, **changes))
 
 
 def test_two_processes_with_gradient_checkpointing(pretrained, synthetic, tmp_path):
     """LayerDrop, a head on an early layer and frozen layers leave parameters without a gradient."""
-    script = Path(__file__).with_name("toy_two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(synthetic), str(pretrained), str(tmp_path)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    port, where = free_port(), (str(synthetic), str(pretrained), str(tmp_path))
+    peers = [PROCESSES.Process(target=finetune_as, args=(as_rank(rank, port), *where)) for rank in range(2)]
+    for peer in peers:
+        peer.start()
+    for peer in peers:
+        peer.join(timeout=240)
+    assert [peer.exitcode for peer in peers] == [0, 0]
     assert all((tmp_path / name / "model.safetensors").is_file() for name in RUNS)
 
 

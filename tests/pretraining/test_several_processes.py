@@ -1,16 +1,13 @@
 """Several processes, here with gloo on the CPU: the losses of one process, and a clean end when a peer dies."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from toy_run import QUIET, end_with, read_records, start, toy
+from warm_python import as_rank, free_port
 
 from music2vec_hf.pretraining.loop import pretrain
 
@@ -28,18 +25,8 @@ def agree(ours, theirs):
         assert row == pytest.approx(reference, rel=2e-4)
 
 
-def as_rank(rank, port, host="127.0.0.1"):
-    """What torchrun sets for one of two processes."""
-    return {
-        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": host, "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
-
-
 def start_two(corpus, output, **changes):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [start(corpus, output, {**TWELVE, **changes}, **as_rank(rank, port)) for rank in range(2)]
 
 
@@ -137,13 +124,10 @@ def two_hosts():
 
 
 def test_two_hosts_have_the_losses_of_one(two_hosts, one_process, toy_corpus, tmp_path):
-    program = [sys.executable, str(Path(__file__).with_name("toy_run.py")), str(toy_corpus), str(tmp_path / "run")]
+    output, cable = tmp_path / "run", {"GLOO_SOCKET_IFNAME": "v0"}
     peers = [
-        subprocess.Popen(
-            ["ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=v0", *program, json.dumps(TWELVE)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **as_rank(rank, 29_500, "10.77.0.1")},
-        )
-        for rank, name in enumerate(two_hosts)
+        start(toy_corpus, output, TWELVE, host, **as_rank(rank, 29_500, "10.77.0.1"), **cable)
+        for rank, host in enumerate(two_hosts)
     ]
-    assert [peer.wait(timeout=240) for peer in peers] == [0, 0]
-    agree(losses(tmp_path / "run"), one_process)
+    end_with(peers, 0)
+    agree(losses(output), one_process)

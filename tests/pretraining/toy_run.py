@@ -1,10 +1,12 @@
 """The toy recipe and what its runs leave; and runs in processes of their own, which a test can kill."""
 
+import ctypes
 import json
-import multiprocessing
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+
+from warm_python import PROCESSES
 
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
@@ -27,6 +29,7 @@ TOY = {
     "num_workers": 0,
     "precision": "fp32",
 }
+CLONE_NEWNET = 0x40000000  # of linux/sched.h
 # Dropout is drawn per micro-batch and process: without it losses do not depend on how a batch is cut.
 QUIET = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
 
@@ -44,21 +47,22 @@ def losses(output):
     return [(record["step"], record["loss"], record["grad_norm"]) for record in read_records(output)]
 
 
-# Torch is imported once, by a process that then forks the others.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["music2vec_hf.pretraining.loop"])
+def start(corpus, output, changes=None, network=None, **variables):
+    """A process that starts, or goes on with, a run; `variables` are added to its environment.
 
-
-def start(corpus, output, changes=None, **variables):
-    """A process that starts, or goes on with, a run; `variables` are added to its environment."""
-    process = _PROCESSES.Process(target=run, args=(str(corpus), str(output), changes or {}, variables))
+    `network` names the network namespace that it lives in.
+    """
+    process = PROCESSES.Process(target=run, args=(str(corpus), str(output), changes or {}, network, variables))
     process.start()
     return process
 
 
-def run(corpus, output, changes, variables):
+def run(corpus, output, changes, network, variables):
     """What the process does; it ends as the command does. Its words are in OUTPUT.<rank>.log."""
     os.environ.update(variables)
+    if network:
+        with open(f"/var/run/netns/{network}") as namespace:
+            assert ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) == 0
     with open(f"{output}.{variables.get('RANK', 0)}.log", "a") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             pretrain(toy(**changes), corpus, output, resume=True)
@@ -74,7 +78,3 @@ def end_with(processes, exit_code):
     for process in processes:
         process.kill()
     assert ended == [exit_code] * len(processes)
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), {})
