@@ -61,7 +61,7 @@ def decode(kind: str, work: Path) -> float:
 
 def job_crops(work: Path) -> float:
     """800 crops of 5 s from a corpus of 30 s clips."""
-    plan = name_of("BatchPlan", "corpus.batches", "corpus.batch_plan", "data.batch_plan")
+    plan = name_of("BatchPlan", "corpus.crops", "corpus.batches", "corpus.batch_plan", "data.batch_plan")
     dataset = name_of("CropDataset", "corpus.batches", "corpus.crops", "data.batches")
     batches = name_of("training_batches", "corpus.batches", "corpus.crops", "data.batches")
     load = name_of("load_corpus", "corpus.loading", "data.corpus")

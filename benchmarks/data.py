@@ -21,9 +21,9 @@ import soundfile
 import torch
 from datasets import Audio, disable_progress_bars
 
-from music2vec_hf.corpus.batch_plan import BatchPlan
 from music2vec_hf.corpus.batches import CropDataset, training_batches
-from music2vec_hf.corpus.converting import convert_to_wav
+from music2vec_hf.corpus.clips import convert_to_wav
+from music2vec_hf.corpus.crops import BatchPlan
 from music2vec_hf.corpus.loading import load_corpus
 from music2vec_hf.corpus.prepare import prepare_corpus
 

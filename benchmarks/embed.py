@@ -24,7 +24,7 @@ from data import cpu_model
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel, embed
-from music2vec_hf.common.precision import autocast, choose_precision
+from music2vec_hf.common.computing import autocast, choose_precision
 
 RATE, PADDED_ROWS = 16_000, 4
 MIXED_SECONDS = (4.1, 11.3, 7.9, 2.6, 21.7, 5.2, 14.8, 9.4)

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from music2vec_hf.common.precision import autocast
+from music2vec_hf.common.computing import autocast
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
 from music2vec_hf.pretraining.starting import prepare_training
 

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Data2VecAudioConfig, Data2VecAudioModel
 
 from music2vec_hf import Music2VecConfig, sample_mask_group
-from music2vec_hf.common.precision import autocast, choose_precision
+from music2vec_hf.common.computing import autocast, choose_precision
 from music2vec_hf.pretraining.arguments import load_recipe
 from music2vec_hf.pretraining.loop import accumulate, optimise
 from music2vec_hf.pretraining.starting import prepare_training

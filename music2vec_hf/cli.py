@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from music2vec_hf.common.precision import PRECISIONS
+from music2vec_hf.common.computing import PRECISIONS
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, TrainingStopped
 
 _VERBS: list[tuple[Callable, tuple[Callable, ...]]] = []
@@ -168,7 +168,7 @@ def _print_corpus(out: str, summary: dict) -> None:
 @_verb(_arg("CORPUS", "folder that `music2vec prepare` made"))
 def pcm(corpus) -> None:
     """Store a corpus as wav, for training where decoding is the limit; 115 GB for 1,000 hours."""
-    from music2vec_hf.corpus.converting import convert_to_wav
+    from music2vec_hf.corpus.clips import convert_to_wav
 
     found = convert_to_wav(corpus)
     print(f"{corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; {len(found['failed'])} cannot be decoded")
@@ -181,8 +181,7 @@ def pcm(corpus) -> None:
 )
 def inspect(corpus, output, seed) -> None:
     """Print what a corpus holds; write a page with histograms and ten clips to see and hear."""
-    from music2vec_hf.corpus.inspection import format_summary, inspect_corpus
-    from music2vec_hf.corpus.inspection_page import write_page
+    from music2vec_hf.corpus.inspection import format_summary, inspect_corpus, write_page
 
     inspection = inspect_corpus(corpus)
     print(format_summary(inspection), write_page(inspection, output, seed), sep="\n")
@@ -395,6 +394,3 @@ def push(folder, repo_id, license, private, revision, results, dry_run) -> None:
         print(push_model(publication, repo_id, private, revision))
     else:
         print(publication.write(dry_run) if dry_run else f"\n{publication.files['README.md'].decode().rstrip()}")
-
-
-__all__ = ["build_parser", "main", "read_overrides"]

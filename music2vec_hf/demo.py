@@ -115,6 +115,3 @@ def run_stage(stage: Stage) -> None:
         raise ValueError(f"The demo's stage `{stage.name}` ended with exit code {code}; its message stands above.")
     if not stage.made.exists():
         raise ValueError(f"The demo's stage `{stage.name}` did not make {stage.made}.")
-
-
-__all__ = ["demo_stages", "run_demo"]

@@ -1,4 +1,4 @@
-"""Import paths of version 0.1.0 that have moved: they go on working, with a DeprecationWarning."""
+"""Import paths of earlier versions that have moved: they go on working, with a DeprecationWarning."""
 
 import importlib
 import sys
@@ -9,12 +9,21 @@ from types import ModuleType
 
 # Old module -> the new modules that its public names are in; none for a package that is gone.
 MOVED: dict[str, tuple[str, ...]] = {
+    "audio.mp3": ("audio.codecs",),
+    "common.names": ("common.files",),
+    "common.precision": ("common.computing",),
+    "common.threads": ("common.computing",),
     "configuration_music2vec": ("model.configuration_music2vec",),
+    "corpus.batch_plan": ("corpus.crops",),
+    "corpus.converting": ("corpus.clips",),
+    "corpus.inspection_page": ("corpus.inspection",),
+    "corpus.sampling": ("corpus.prepare",),
+    "corpus.streaming": ("corpus.batches",),
     "data": (),
     "data.audio": ("audio.reading", "audio.decoding", "audio.resampling"),
-    "data.augmentations": ("corpus.batch_plan",),
-    "data.batch_plan": ("corpus.batch_plan",),
-    "data.batches": ("corpus.batches", "corpus.batch_plan"),
+    "data.augmentations": ("corpus.crops",),
+    "data.batch_plan": ("corpus.crops",),
+    "data.batches": ("corpus.batches", "corpus.crops"),
     "data.clips": ("corpus.clips",),
     "data.corpus": ("corpus.loading", "corpus.prepare"),
     "data.decoding": ("audio.decoding", "audio.codecs"),
@@ -22,22 +31,22 @@ MOVED: dict[str, tuple[str, ...]] = {
     "data.finding": ("audio.listing", "audio.containers", "corpus.loading"),
     "data.hub_files": ("common.hub",),
     "data.inspection": ("corpus.inspection",),
-    "data.inspection_page": ("corpus.inspection_page",),
+    "data.inspection_page": ("corpus.inspection",),
     "data.measuring": ("corpus.loading",),
     "data.packed": ("audio.listing", "audio.containers"),
     "data.prepare": ("corpus.prepare", "corpus.shards"),
     "data.publishing": ("corpus.publishing",),
     "data.pushing": ("corpus.publishing",),
     "data.resampling": ("audio.resampling",),
-    "data.sampling": ("corpus.sampling",),
+    "data.sampling": ("corpus.prepare",),
     "data.sources": ("audio.listing", "audio.containers"),
     "data.standins": ("corpus.crops",),
-    "data.streaming": ("corpus.streaming",),
+    "data.streaming": ("corpus.batches",),
     "data.synthetic": ("synthetic.generator",),
-    "data.synthetic_labels": ("synthetic.labels",),
+    "data.synthetic_labels": ("synthetic.generator",),
     "data.synthetic_render": ("synthetic.render",),
     "data.synthetic_score": ("synthetic.score",),
-    "data.threads": ("common.threads",),
+    "data.threads": ("common.computing",),
     "embedding_batches": ("features.windows",),
     "embedding_files": ("features.store",),
     "embedding_inputs": ("features.embeddings",),
@@ -49,7 +58,8 @@ MOVED: dict[str, tuple[str, ...]] = {
     "fairseq": ("hub.conversion",),
     "fairseq_reader": ("hub.fairseq_reader",),
     "feature_extraction_music2vec": ("model.feature_extraction_music2vec",),
-    "finetuning.labels": ("audio.labels", "finetuning.adapting"),
+    "finetuning.adapting": ("finetuning.fitting",),
+    "finetuning.labels": ("audio.labels", "finetuning.fitting"),
     "frontend_music2vec": ("model.frontend_music2vec",),
     "heads_music2vec": ("model.heads_music2vec",),
     "masking_music2vec": ("model.masking_music2vec",),
@@ -59,7 +69,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "onnx_export": ("hub.onnx_export",),
     "onnx_int8": ("hub.onnx_export",),
     "pipeline_music2vec": ("model.pipeline_music2vec",),
-    "precision": ("common.precision",),
+    "precision": ("common.computing",),
     "pretraining.fitting": ("pretraining.starting",),
     "pretraining.moments": ("pretraining.monitors",),
     "pretraining.run_record": ("pretraining.checkpoints",),
@@ -69,15 +79,15 @@ MOVED: dict[str, tuple[str, ...]] = {
     "probing.checking": ("probing.tasks.loading",),
     "probing.choosing": ("probing.evaluation",),
     "probing.datasets": (),
-    "probing.datasets.custom": ("probing.tasks.custom",),
+    "probing.datasets.custom": ("probing.tasks.loading",),
     "probing.datasets.emomusic": ("probing.tasks.songs",),
     "probing.datasets.giantsteps": ("probing.tasks.songs",),
     "probing.datasets.gtzan": ("probing.tasks.classes",),
-    "probing.datasets.magnatagatune": ("probing.tasks.tags",),
-    "probing.datasets.mtg_jamendo": ("probing.tasks.tags",),
+    "probing.datasets.magnatagatune": ("probing.tasks.songs",),
+    "probing.datasets.mtg_jamendo": ("probing.tasks.songs",),
     "probing.datasets.nsynth": ("probing.tasks.classes",),
-    "probing.datasets.shared": ("probing.tables",),
-    "probing.datasets.synthetic": ("probing.tasks.custom",),
+    "probing.datasets.shared": ("probing.tasks.declarations",),
+    "probing.datasets.synthetic": ("probing.tasks.loading",),
     "probing.datasets.vocalset": ("probing.tasks.classes",),
     "probing.declarations": ("probing.tasks.declarations",),
     "probing.earlier": ("probing.suite",),
@@ -94,9 +104,14 @@ MOVED: dict[str, tuple[str, ...]] = {
     "probing.selection": ("probing.probes",),
     "probing.sources": ("features.encoders",),
     "probing.stacks": ("probing.training",),
+    "probing.tables": ("probing.tasks.declarations",),
+    "probing.tasks.custom": ("probing.tasks.loading",),
+    "probing.tasks.tags": ("probing.tasks.songs",),
     "push": ("hub.push",),
     "remote_code": ("hub.push",),
     "similarity": ("features.tables",),
+    "synthetic.labels": ("synthetic.generator",),
+    "synthetic.tables": ("synthetic.score",),
     "teacher_music2vec": ("model.teacher_music2vec",),
 }
 
@@ -134,6 +149,3 @@ def keep_old_paths() -> None:
     """Let Python find the old modules, once."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())
-
-
-__all__ = ["MOVED", "MovedModules", "keep_old_paths"]

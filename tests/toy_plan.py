@@ -1,6 +1,6 @@
 """A batch plan of five crops of one second: a number that no epoch of the toy corpora is a multiple of."""
 
-from music2vec_hf.corpus.batch_plan import BatchPlan
+from music2vec_hf.corpus.crops import BatchPlan
 
 PLAN = BatchPlan(
     seed=1,

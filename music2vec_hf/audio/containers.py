@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Audio, Dataset, Features, IterableDataset, Value
 
 from music2vec_hf.audio.decoding import AudioError, is_audio_file
-from music2vec_hf.common.names import storable
+from music2vec_hf.common.files import storable
 
 PATH_COLUMNS = ("file_name", "path", "file")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")

@@ -16,10 +16,9 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from music2vec_hf.audio.codecs import TorchcodecDecoder, one_line
-from music2vec_hf.audio.mp3 import mp3_streams
+from music2vec_hf.audio.codecs import TorchcodecDecoder, mp3_streams, one_line
 from music2vec_hf.audio.streams import DAMAGED, PiecedFile, Stream, container_streams, flac_from, skip_tags
-from music2vec_hf.common.names import printable
+from music2vec_hf.common.files import printable
 
 SOUNDFILE_SUFFIXES = frozenset(
     ".wav .wave .w64 .rf64 .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .caf".split()

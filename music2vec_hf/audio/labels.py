@@ -225,19 +225,3 @@ def folder_label(source: str) -> str | None:
     if folders and folders[0] in _SPLIT_FOLDERS:
         del folders[0]
     return folders[-1] if folders else None
-
-
-__all__ = [
-    "CLASSES",
-    "SPLIT_NAMES",
-    "TAGS",
-    "VALUES",
-    "Labels",
-    "class_label",
-    "find_labels",
-    "folder_label",
-    "label_values",
-    "list_labelled",
-    "make_targets",
-    "name_some",
-]

@@ -37,9 +37,8 @@ from music2vec_hf.audio.containers import (
 )
 from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource, is_audio_file
 from music2vec_hf.audio.reading import UNFINISHED, corpora_among, walk_files
-from music2vec_hf.common.files import read_json, write_json
+from music2vec_hf.common.files import printable, read_json, write_json
 from music2vec_hf.common.hub import explain_hub_errors
-from music2vec_hf.common.names import printable
 
 logger = logging.getLogger(__name__)
 

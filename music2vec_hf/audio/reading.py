@@ -16,7 +16,7 @@ import soundfile
 
 from music2vec_hf.audio.decoding import AudioError, AudioSource, Decoder, is_audio_file, open_decoders, source_name
 from music2vec_hf.audio.resampling import SAMPLING_RATE, StreamResampler
-from music2vec_hf.common.names import printable
+from music2vec_hf.common.files import printable
 
 logger = logging.getLogger(__name__)
 

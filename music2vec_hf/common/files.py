@@ -1,7 +1,8 @@
-"""Files and folders that are either whole or not there, new folders, and locks between processes."""
+"""Files and folders that are either whole or not there, new folders, locks between processes, printable names."""
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,26 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from music2vec_hf.common.names import printable
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of a file name that are not UTF-8 become `\\xe9` and the like."""
+
+    def written(match: re.Match) -> str:
+        number = ord(match[0])
+        return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"
+
+    return _SURROGATE.sub(written, text)
+
+
+def storable(value):
+    """A value of JSON with all its texts as [`printable`] gives them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return list(map(storable, value))
+    return {storable(key): storable(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 @contextmanager
@@ -114,15 +134,3 @@ def hold_lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterato
         yield
     finally:
         lock.release()
-
-
-__all__ = [
-    "check_new_folder",
-    "hold_lock",
-    "parse_json",
-    "read_json",
-    "write_json",
-    "write_npz",
-    "write_text",
-    "written_aside",
-]

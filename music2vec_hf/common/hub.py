@@ -129,6 +129,3 @@ def download_if_there(url: str) -> str | None:
         if isinstance(error.__cause__, EntryNotFoundError):
             return None
         raise
-
-
-__all__ = ["download_files", "download_if_there", "explain_hub_errors", "explain_push_errors", "hub_reason"]

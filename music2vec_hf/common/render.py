@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from music2vec_hf.common.names import printable
+from music2vec_hf.common.files import printable
 
 _COMMON = Path(__file__).parent
 # Characters that Markdown or HTML would take for markup; an underscore within a word is none.

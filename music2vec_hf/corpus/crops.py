@@ -1,4 +1,4 @@
-"""Crops of a corpus; where a clip cannot be read, those of a clip that takes its place (row 3 of the data's way)."""
+"""What a run draws: the crop, mask and augmentation of every row, pure functions of (seed, epoch or step, index)."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,200 @@ import torch
 from datasets import Dataset
 
 from music2vec_hf.audio.decoding import AudioError
-from music2vec_hf.corpus.batch_plan import BatchPlan
+from music2vec_hf.model.masking_music2vec import sample_mask_group
+
+# Names of the independent random streams under one seed; the loop has 3 and 4, a stream of clips 5 and 6.
+ORDER_STREAM, CROP_STREAM, MASK_STREAM, AUGMENT_STREAM = 0, 1, 2, 7
+
+# `(step, row)`: row `row` of the update that follows `step` steps.
+Address = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to one row; the defaults leave it as it is.
+
+    Args:
+        partner (`int`, *optional*): the row of the same update that is added.
+        snr_db (`float`): level of the row over the partner's, in dB.
+        gain_db (`float`): how much louder the result is made, in dB.
+    """
+
+    partner: int | None = None
+    snr_db: float = 0.0
+    gain_db: float = 0.0
+
+
+def draw_augmentation(
+    rng: np.random.Generator,
+    row: int,
+    rows_per_update: int,
+    mix_prob: float,
+    mix_snr_db: tuple[float, float],
+    gain_db: float,
+) -> Augmentation:
+    """Draw a row's augmentation. All numbers are always drawn, so that one setting does not change another's draw.
+
+    Args:
+        rng (`np.random.Generator`): of this row and step.
+        row (`int`): which row of the update.
+        rows_per_update (`int`): rows to choose the partner from.
+        mix_prob (`float`): share of the rows to which a partner, any other row with equal chance, is added.
+        mix_snr_db (`tuple[float, float]`): lowest and highest level of the row over its partner's, in dB.
+        gain_db (`float`): the gain lies between minus and plus so many dB.
+    """
+    mixed, snr_db, gain = rng.random(), rng.uniform(*mix_snr_db), rng.uniform(-gain_db, gain_db)
+    partner = None
+    if mixed < mix_prob:
+        partner = (row + 1 + int(rng.integers(rows_per_update - 1))) % rows_per_update
+    return Augmentation(partner, float(snr_db), float(gain))
+
+
+def augment(crop: np.ndarray, augmentation: Augmentation, other: np.ndarray | None = None) -> np.ndarray:
+    """Apply an augmentation to a normalised crop `[N]`; `other` is its partner's, neither mixed nor louder."""
+    if other is not None:
+        crop = mix(crop, other, augmentation.snr_db)
+    if augmentation.gain_db:
+        crop = crop * np.float32(10 ** (augmentation.gain_db / 20))
+    return crop
+
+
+def mix(crop: np.ndarray, other: np.ndarray, snr_db: float) -> np.ndarray:
+    """Add `other` `snr_db` below `crop`, both float32 `[N]`; the sum gets the RMS of `crop`.
+
+    Where one of them is silent, or they cancel, there is no such sum, and `crop` stays as it is.
+    """
+    level, other_level = _rms(crop), _rms(other)
+    if not (level and other_level):
+        return crop
+    mixed = crop + other * np.float32(level / other_level * 10 ** (-snr_db / 20))
+    mixed_level = _rms(mixed)
+    return mixed * np.float32(level / mixed_level) if mixed_level else crop
+
+
+def _rms(crop: np.ndarray) -> float:
+    return float(np.sqrt(np.square(crop).mean(dtype=np.float64)))
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one update's rows are drawn and cut up.
+
+    The rows of all updates are numbered: row `r` of step `s` is number `s * rows_per_update + r`. Every
+    `crops_per_clip` consecutive numbers are a group, whose crops come from one clip.
+
+    Args:
+        seed (`int`): of the run.
+        rows_per_update (`int`): crops in one optimiser step, over all devices and micro-batches.
+        num_samples (`int`): length of a crop in samples.
+        num_frames (`int`): frames of a crop.
+        mask_group_rows (`int`): rows that share the equal-count rule of the masks.
+        mask_time_prob, mask_time_length, require_same_masks, mask_dropout: as in [`sample_mask_group`].
+        masks_per_crop (`int`): masks of each crop, drawn independently; all of them count for the equal-count rule.
+        normalize (`str`): `"clip"` uses mean and deviation of the whole clip (the reference), `"crop"` the crop's own.
+        norm_eps (`float`): added to the variance.
+        crops_per_clip (`int`): crops that are taken from a clip each time that it is opened.
+        mix_prob, mix_snr_db, gain_db: as in [`draw_augmentation`]; the defaults augment nothing.
+
+    Raises:
+        ValueError: if rows are to be mixed and an update has only one.
+    """
+
+    seed: int
+    rows_per_update: int
+    num_samples: int
+    num_frames: int
+    mask_group_rows: int
+    mask_time_prob: float
+    mask_time_length: int
+    require_same_masks: bool = True
+    mask_dropout: float = 0.0
+    masks_per_crop: int = 1
+    normalize: str = "clip"
+    norm_eps: float = 1e-5
+    crops_per_clip: int = 1
+    mix_prob: float = 0.0
+    mix_snr_db: tuple[float, float] = (0.0, 0.0)
+    gain_db: float = 0.0
+
+    def __post_init__(self):
+        if self.mix_prob and self.rows_per_update < 2:
+            raise ValueError("`mix_prob` adds another row of the update, which has only one. Use a larger batch.")
+
+    def groups(self, addresses: Iterable[Address]) -> list[tuple[int, list[int]]]:
+        """The groups that some rows and the partners mixed into them belong to, rising, and their places in each."""
+        numbers = set()
+        for step, row in addresses:
+            partner = self.augmentation(step, row).partner
+            numbers.update(self.number(step, each) for each in (row, partner) if each is not None)
+        places: dict[int, list[int]] = {}
+        for number in sorted(numbers):
+            places.setdefault(number // self.crops_per_clip, []).append(number % self.crops_per_clip)
+        return list(places.items())
+
+    def number(self, step: int, row: int) -> int:
+        """The number of a row in the sequence of all rows."""
+        return step * self.rows_per_update + row
+
+    def starts(self, rng: np.random.Generator, length: int) -> list[int]:
+        """First samples of the crops of a group in a clip of `length` samples."""
+        return [int(rng.integers(length - self.num_samples + 1)) for _ in range(self.crops_per_clip)]
+
+    def masks(self, step: int, rows: list[int]) -> np.ndarray:
+        """Masks of some rows of the update that follows `step` steps.
+
+        Returns:
+            `np.ndarray`, bool: `[len(rows), T]`, or `[len(rows), masks_per_crop, T]` where there are several.
+        """
+        masks = {}
+        for group in sorted({row // self.mask_group_rows for row in rows}):
+            first = group * self.mask_group_rows
+            members = range(first, min(first + self.mask_group_rows, self.rows_per_update))
+            addresses = [[row] if view == 0 else [row, view] for row in members for view in range(self.masks_per_crop)]
+            rngs = [np.random.default_rng([self.seed, MASK_STREAM, step, *address]) for address in addresses]
+            group_masks = sample_mask_group(
+                self.num_frames,
+                self.mask_time_prob,
+                self.mask_time_length,
+                rngs,
+                self.require_same_masks,
+                self.mask_dropout,
+            )
+            if self.masks_per_crop > 1:
+                group_masks = group_masks.reshape(len(members), self.masks_per_crop, self.num_frames)
+            masks.update(zip(members, group_masks, strict=True))
+        return np.stack([masks[row] for row in rows])
+
+    def normalised(self, crop: np.ndarray, clip_mean: float, clip_std: float) -> np.ndarray:
+        """A crop `[N]` less its mean, over its deviation, float32: the clip's or its own, as `normalize` says."""
+        mean, std = clip_mean, clip_std
+        if self.normalize != "clip":
+            mean, std = crop.mean(dtype=np.float64), crop.std(dtype=np.float64)
+        return ((crop - mean) / np.sqrt(std**2 + self.norm_eps)).astype(np.float32)
+
+    def augmentation(self, step: int, row: int) -> Augmentation:
+        """What is done to a row after normalisation."""
+        if not (self.mix_prob or self.gain_db):
+            return Augmentation()
+        rng = np.random.default_rng([self.seed, AUGMENT_STREAM, step, row])
+        return draw_augmentation(rng, row, self.rows_per_update, self.mix_prob, self.mix_snr_db, self.gain_db)
+
+    def augmented(self, address: Address, crops: dict[int, np.ndarray]) -> np.ndarray:
+        """A row `[N]`, from the normalised crops of the rows by their number, augmented."""
+        step, row = address
+        drawn = self.augmentation(step, row)
+        other = None if drawn.partner is None else crops[self.number(step, drawn.partner)]
+        return augment(crops[self.number(step, row)], drawn, other)
+
+    def collate(self, items: list[tuple[Address, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """Items `((step, row), samples [N])` of one step -> `input_values [b, N]` and `mask_time_indices`."""
+        step = items[0][0][0]
+        masks = self.masks(step, [row for (_, row), _ in items])
+        return {
+            "input_values": torch.from_numpy(np.stack([samples for _, samples in items])),
+            "mask_time_indices": torch.from_numpy(masks),
+        }
+
 
 logger = logging.getLogger(__name__)
 

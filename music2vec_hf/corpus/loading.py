@@ -25,8 +25,8 @@ from music2vec_hf.audio.decoding import AudioError, is_audio_file
 from music2vec_hf.audio.listing import SourceFiles, choose_splits, find_files, list_tracks
 from music2vec_hf.audio.reading import AudioReader, read_audio, read_flac_crop, read_wav_crop
 from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.common.files import printable
 from music2vec_hf.common.hub import download_files
-from music2vec_hf.common.names import printable
 
 logger = logging.getLogger(__name__)
 

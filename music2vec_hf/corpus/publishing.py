@@ -237,6 +237,3 @@ def push_corpus(out: str | os.PathLike, repo_id: str, private: bool = False) -> 
             commit_message="Corpus made with music2vec prepare",
         )
     return str(url)
-
-
-__all__ = ["publish", "push_corpus"]

@@ -284,6 +284,3 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-__all__ = ["Shard", "corpus_features", "cut_shards", "decode_apart", "write_shards", "write_shards_by_ray"]

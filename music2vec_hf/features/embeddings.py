@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset
 from music2vec_hf.audio.containers import TABLE_SUFFIXES, PackedFile, name_audio_column
 from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource
 from music2vec_hf.audio.listing import Track, list_source
-from music2vec_hf.common.names import printable
+from music2vec_hf.common.files import printable
 from music2vec_hf.features.encoders import CONV, Encoder, borrowed_encoder, choose_device, compile_model, load_encoder
 from music2vec_hf.features.windows import hear_tracks, window_rows
 
@@ -267,6 +267,3 @@ def _stamp(path: str) -> str:
     except OSError:
         return "not there"
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-__all__ = ["EmbedSettings", "HearingSettings", "InputTrack", "Inputs", "embed", "list_inputs"]

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.common.computing import choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
-from music2vec_hf.common.precision import choose_precision
 from music2vec_hf.features.spectral import SPECTRAL_FRAMES, SpectralEncoder
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.features.windows import WindowPlan, hear_tracks, window_rows

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from music2vec_hf.common.computing import choose_precision
 from music2vec_hf.common.files import hold_lock
-from music2vec_hf.common.precision import choose_precision
 from music2vec_hf.features.embeddings import HearingSettings, InputTrack, list_inputs
 from music2vec_hf.features.encoders import choose_device, compile_model, load_encoder
 from music2vec_hf.features.store import (

@@ -20,7 +20,7 @@ import torch
 
 from music2vec_hf.audio.decoding import AudioError, AudioSource, source_name
 from music2vec_hf.audio.reading import AudioReader
-from music2vec_hf.common.precision import autocast
+from music2vec_hf.common.computing import autocast
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.feature_extraction_music2vec import cut_windows, window_samples
@@ -344,6 +344,3 @@ def _keep(frames: torch.Tensor, windows: Sequence[Window], pool: str) -> torch.T
     if pool == "none":
         return frames
     return torch.stack([row[window.frames].mean(0) for row, window in zip(frames, windows, strict=True)])
-
-
-__all__ = ["HeardTrack", "LoadedTrack", "Window", "WindowPlan", "hear_tracks", "load_tracks", "window_rows"]

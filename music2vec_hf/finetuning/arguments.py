@@ -122,6 +122,3 @@ def _read_yaml(path: Path) -> dict:
     if isinstance(values.get("label"), str):
         values["label"] = [values["label"]]
     return values
-
-
-__all__ = ["MODES", "PROBLEMS", "FinetuneArguments", "parse_arguments"]

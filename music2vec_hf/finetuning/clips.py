@@ -159,6 +159,3 @@ def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     if lengths.min() < lengths.max():
         batch["attention_mask"] = (torch.arange(lengths.max()) < lengths[:, None]).long()
     return batch
-
-
-__all__ = ["Clips", "EpochCallback", "RandomCrops", "Windows", "collate", "load_labelled_corpus"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from music2vec_hf.common.precision import autocast, choose_precision
+from music2vec_hf.common.computing import autocast, choose_precision
 from music2vec_hf.corpus.loading import check_corpus
 from music2vec_hf.features.encoders import explain_compile_errors
 from music2vec_hf.pretraining import TrainingInterrupted, TrainingStopped

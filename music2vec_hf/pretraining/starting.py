@@ -12,12 +12,11 @@ from accelerate.utils import DDPCommunicationHookType, TorchDynamoPlugin, find_e
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
+from music2vec_hf.common.computing import autocast, choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
-from music2vec_hf.common.precision import autocast, choose_precision
-from music2vec_hf.corpus.batch_plan import BatchPlan
-from music2vec_hf.corpus.batches import CropDataset, training_batches
+from music2vec_hf.corpus.batches import CropDataset, streaming_batches, training_batches
+from music2vec_hf.corpus.crops import BatchPlan
 from music2vec_hf.corpus.loading import load_corpus, stream_corpus
-from music2vec_hf.corpus.streaming import streaming_batches
 from music2vec_hf.features.encoders import compile_model
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining

@@ -41,6 +41,3 @@ class MusicMetric(evaluate.Metric):
             num_classes = max(len(KEY_LABELS), outputs.max() + 1, references.max() + 1)
             outputs = np.eye(num_classes, dtype=np.float32)[outputs]
         return {self.config_name: float(get_metric(self.config_name)(references, outputs))}
-
-
-__all__ = ["MusicMetric"]

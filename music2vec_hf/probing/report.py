@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from music2vec_hf.common.files import write_json, write_text
-from music2vec_hf.common.names import printable, storable
+from music2vec_hf.common.files import printable, storable, write_json, write_text
 from music2vec_hf.common.render import markdown_table, render
 from music2vec_hf.common.results import METRICS, RESULTS, read_metrics, read_results
 from music2vec_hf.probing.report_figures import draw_all

@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from music2vec_hf.common.files import printable
 from music2vec_hf.common.metrics import KEY_LABELS, metric_title, tag_scores
-from music2vec_hf.common.names import printable
 from music2vec_hf.common.render import as_base64, save_figure
 from music2vec_hf.probing.report_tables import source_kinds, table_rows, task_title
 from music2vec_hf.probing.scores import Predictions, file_stem

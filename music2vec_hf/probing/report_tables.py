@@ -6,9 +6,9 @@ from pathlib import Path
 from music2vec_hf.common.metrics import metric_title
 from music2vec_hf.common.render import Markdown, markdown_table
 from music2vec_hf.probing.scores import averages
-from music2vec_hf.probing.tables import read_table
+from music2vec_hf.probing.tasks.declarations import read_table
 from music2vec_hf.probing.tasks.loading import TASKS
-from music2vec_hf.probing.tasks.tags import FILTERED
+from music2vec_hf.probing.tasks.songs import FILTERED
 
 TASK_MEAN, FLAT_MEAN = "task mean", "flat mean"
 # Column of the table of published scores -> its title, and the task and metric in it; filtered tags have their own.

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.optim.adam import adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from music2vec_hf.common.threads import torch_threads
+from music2vec_hf.common.computing import torch_threads
 from music2vec_hf.probing.probes import (
     WEIGHTED,
     ProbeData,

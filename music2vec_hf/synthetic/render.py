@@ -8,8 +8,7 @@ that does not depend on any label.
 import numpy as np
 import scipy.fft
 
-from music2vec_hf.synthetic.score import Score
-from music2vec_hf.synthetic.tables import DRUM_KITS, TIMBRES
+from music2vec_hf.synthetic.score import DRUM_KITS, TIMBRES, Score
 
 SAMPLING_RATE = 16_000
 NUM_HARMONICS = 48

@@ -85,7 +85,7 @@ from toy_plan import PLAN
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.batches import CropDataset, training_batches
 from music2vec_hf.corpus.loading import load_corpus, stream_corpus
-from music2vec_hf.corpus.streaming import streaming_batches
+from music2vec_hf.corpus.batches import streaming_batches
 root, out, toy, offline = sys.argv[1], sys.argv[2], sys.argv[3].split(), sys.argv[4] == "offline"
 numbers = itertools.count()
 

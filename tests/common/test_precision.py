@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from music2vec_hf.common.precision import autocast, choose_precision
+from music2vec_hf.common.computing import autocast, choose_precision
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from toy_plan import PLAN
 
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.batches import CropDataset, training_batches
-from music2vec_hf.corpus.converting import convert_to_wav
+from music2vec_hf.corpus.clips import convert_to_wav
 from music2vec_hf.corpus.crops import EncodedClips
 from music2vec_hf.corpus.loading import load_corpus, read_clip, read_crop
 from music2vec_hf.corpus.prepare import prepare_corpus
@@ -100,9 +100,9 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_stays(folder, caplog):
 def test_it_is_done_once_and_goes_on_after_a_kill(folder, capsys, monkeypatch):
     shards = sorted((folder / "data").iterdir())
     before = [shard.read_bytes() for shard in shards]
-    from music2vec_hf.corpus import converting
+    from music2vec_hf.corpus import clips
 
-    real = converting.encode_clip
+    real = clips.encode_clip
 
     def killed(pcm, store):
         if len(pcm) == 32_100:
@@ -110,7 +110,7 @@ def test_it_is_done_once_and_goes_on_after_a_kill(folder, capsys, monkeypatch):
         return real(pcm, store)
 
     with monkeypatch.context() as patch:
-        patch.setattr(converting, "encode_clip", killed)
+        patch.setattr(clips, "encode_clip", killed)
         with pytest.raises(KeyboardInterrupt):
             convert_to_wav(folder, progress=False)
     assert sum(shard.read_bytes() == old for shard, old in zip(shards, before, strict=True)) == 1

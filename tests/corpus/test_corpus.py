@@ -15,7 +15,7 @@ from awkward import TABLE, in_order, make_awkward_folder, music
 from toy_corpus import contents, kill, prepare, rejects_of, start_until, write
 
 from music2vec_hf.audio.reading import read_audio
-from music2vec_hf.corpus.converting import convert_to_wav
+from music2vec_hf.corpus.clips import convert_to_wav
 from music2vec_hf.corpus.loading import load_corpus, read_clip, read_crop
 
 

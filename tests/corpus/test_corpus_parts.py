@@ -9,8 +9,7 @@ from toy_corpus import contents, kill, rejects_of, start_until
 
 from music2vec_hf.audio.listing import list_source
 from music2vec_hf.cli import main
-from music2vec_hf.corpus.prepare import merge_corpus, parse_shard, prepare_corpus
-from music2vec_hf.corpus.sampling import sample_tracks
+from music2vec_hf.corpus.prepare import merge_corpus, parse_shard, prepare_corpus, sample_tracks
 
 SETTINGS = {"clip_seconds": 5.0, "shard_megabytes": 0.3, "progress": False}
 SECONDS = [12, 6, 4, 3, 9, 5, 7, 8, 11, 4]

@@ -14,9 +14,8 @@ from toy_plan import PLAN
 
 from music2vec_hf.audio.listing import SourceFiles
 from music2vec_hf.audio.reading import read_audio
-from music2vec_hf.corpus.batches import CropDataset, training_batches
+from music2vec_hf.corpus.batches import CropDataset, header_length, training_batches
 from music2vec_hf.corpus.loading import load_corpus, open_files, read_clip, stream_corpus
-from music2vec_hf.corpus.streaming import header_length
 
 # Name -> seconds, rate, channels, what soundfile calls the format.
 FILES = {

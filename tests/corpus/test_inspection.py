@@ -18,8 +18,15 @@ from toy_plan import PLAN
 from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.batches import CropDataset
-from music2vec_hf.corpus.inspection import SOURCE_COLUMNS, find_warnings, format_summary, inspect_corpus
-from music2vec_hf.corpus.inspection_page import draw_clips, log_spectrogram, write_page
+from music2vec_hf.corpus.inspection import (
+    SOURCE_COLUMNS,
+    draw_clips,
+    find_warnings,
+    format_summary,
+    inspect_corpus,
+    log_spectrogram,
+    write_page,
+)
 from music2vec_hf.corpus.loading import load_corpus
 from music2vec_hf.corpus.prepare import prepare_corpus
 

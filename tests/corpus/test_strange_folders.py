@@ -14,8 +14,7 @@ from awkward import encoded, music
 from toy_corpus import contents, prepare, rejects_of, write
 
 from music2vec_hf.corpus import clips
-from music2vec_hf.corpus.inspection import format_summary, inspect_corpus
-from music2vec_hf.corpus.inspection_page import write_page
+from music2vec_hf.corpus.inspection import format_summary, inspect_corpus, write_page
 from music2vec_hf.corpus.loading import load_corpus
 from music2vec_hf.features.embeddings import list_inputs
 

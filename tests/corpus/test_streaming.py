@@ -11,10 +11,9 @@ import soundfile
 import torch
 from toy_plan import PLAN
 
-from music2vec_hf.corpus.batches import UpdateSampler
+from music2vec_hf.corpus.batches import StreamingCrops, UpdateSampler, streaming_batches
 from music2vec_hf.corpus.loading import load_corpus, read_clip, stream_corpus
 from music2vec_hf.corpus.prepare import prepare_corpus
-from music2vec_hf.corpus.streaming import StreamingCrops, streaming_batches
 
 # Thirteen clips, five rows a step: epochs end within steps. Six steps reach into the third epoch.
 NUM_CLIPS, NUM_STEPS = 13, 6
@@ -184,7 +183,7 @@ def test_crop_normalisation_uses_the_crop(stream):
 
 
 def test_our_own_clips_are_never_decoded_whole(folders, monkeypatch):
-    monkeypatch.setattr("music2vec_hf.corpus.streaming.read_clip", None)
+    monkeypatch.setattr("music2vec_hf.corpus.batches.read_clip", None)
     assert len(batches(stream_corpus(folders / "corpus"))) == NUM_STEPS
 
 

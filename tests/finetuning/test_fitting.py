@@ -12,8 +12,7 @@ from transformers import AutoModelForAudioClassification, TrainerCallback, pipel
 
 import music2vec_hf.finetuning.fitting as fitting
 from music2vec_hf import Music2VecForSequenceClassification
-from music2vec_hf.finetuning.adapting import WeightedLoss, choose_trained, make_optimizer
-from music2vec_hf.finetuning.fitting import finetune
+from music2vec_hf.finetuning.fitting import WeightedLoss, choose_trained, finetune, make_optimizer
 from music2vec_hf.synthetic.generator import load_synthetic_labels
 
 

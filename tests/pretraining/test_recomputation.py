@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from toy_run import toy
 
-from music2vec_hf.common.precision import autocast
+from music2vec_hf.common.computing import autocast
 from music2vec_hf.pretraining.starting import prepare_training
 
 

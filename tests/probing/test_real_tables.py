@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy_datasets import write_tone
 
-from music2vec_hf.probing.tasks import classes, tags
+from music2vec_hf.probing.tasks import classes, songs
 from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task
 
@@ -28,13 +28,13 @@ def magnatagatune(tmp_path_factory):
 
 
 def test_magnatagatune_splits_and_tags_are_the_published_ones(magnatagatune):
-    found = {one.track_id: one for one in tags.read_magnatagatune(TASKS["magnatagatune"], magnatagatune).examples}
+    found = {one.track_id: one for one in songs.read_magnatagatune(TASKS["magnatagatune"], magnatagatune).examples}
     text = lzma.open(TABLES / "expected" / "magnatagatune.tsv.xz", "rt", encoding="utf-8").read()
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     assert len(rows) == len(found) == 25_860
     assert all(found[clip].split == split for clip, split, _ in rows)
     assert all(set(found[clip].label) <= set(names.split(";")) for clip, _, names in rows)
-    filtered = tags.read_magnatagatune(TASKS["magnatagatune-filtered"], magnatagatune).examples
+    filtered = songs.read_magnatagatune(TASKS["magnatagatune-filtered"], magnatagatune).examples
     counts = Counter(one.split for one in filtered)
     assert tuple(counts[split] for split in SPLITS) == TASKS["magnatagatune-filtered"].counts
     names = {one.split: set() for one in filtered}
@@ -64,7 +64,7 @@ def test_jamendo_counts_are_the_published_ones(subset, tmp_path):
         archive.extractall(tmp_path, filter="data")
     write_tone(tmp_path / "audio" / "00" / "1100.mp3")
     task = TASKS[f"mtg-jamendo-{subset}"]
-    examples = tags.read_jamendo(task, tmp_path).examples
+    examples = songs.read_jamendo(task, tmp_path).examples
     counts = Counter(one.split for one in examples)
     assert tuple(counts[split] for split in SPLITS) == task.counts
     assert {tag for one in examples for tag in one.label} == set(task.labels)

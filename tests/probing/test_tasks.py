@@ -10,9 +10,9 @@ from toy_datasets import DATASETS, GENRES, copy_of, gtzan_subset, link, write_to
 
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
-from music2vec_hf.probing.tables import list_path, read_table
 from music2vec_hf.probing.tasks import loading
 from music2vec_hf.probing.tasks.classes import SINGERS, TECHNIQUES, split_stems
+from music2vec_hf.probing.tasks.declarations import list_path, read_table
 from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task, resolve_tasks
 
 GTZAN_SUMS = {"train": "2b04966c", "validation": "f8fbee7c", "test": "09cafa6a"}

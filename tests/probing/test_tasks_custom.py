@@ -10,9 +10,8 @@ from toy_datasets import write_tone
 
 from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.suite import run_suite
-from music2vec_hf.probing.tasks.custom import NO_BENCHMARK
 from music2vec_hf.probing.tasks.declarations import SPLITS
-from music2vec_hf.probing.tasks.loading import load_task
+from music2vec_hf.probing.tasks.loading import NO_BENCHMARK, load_task
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,8 @@ import pytest
 from toy_datasets import copy_of, edit, giantsteps_artists, write_tone
 
 from music2vec_hf.common.metrics import KEY_LABELS
-from music2vec_hf.probing.tables import list_path, read_table
 from music2vec_hf.probing.tasks import songs
-from music2vec_hf.probing.tasks.declarations import SPLITS
+from music2vec_hf.probing.tasks.declarations import SPLITS, list_path, read_table
 from music2vec_hf.probing.tasks.loading import load_task
 
 EMOMUSIC, GIANTSTEPS = (songs.benchmark_split(f"{name}_split.tsv") for name in ("emomusic", "giantsteps"))

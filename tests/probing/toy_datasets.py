@@ -9,9 +9,8 @@ import shutil
 import numpy as np
 import soundfile
 
-from music2vec_hf.probing.tables import list_path, read_table
 from music2vec_hf.probing.tasks.classes import SINGERS, split_stems
-from music2vec_hf.probing.tasks.declarations import SPLITS
+from music2vec_hf.probing.tasks.declarations import SPLITS, list_path, read_table
 from music2vec_hf.probing.tasks.loading import TASKS
 from music2vec_hf.probing.tasks.songs import EMOMUSIC_STATISTICS, benchmark_split, split_by_artist
 

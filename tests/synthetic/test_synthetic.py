@@ -10,14 +10,15 @@ import soundfile
 
 from music2vec_hf.synthetic.generator import (
     COLUMNS,
+    OTHER_TAGS,
+    TAGS,
     load_synthetic_labels,
+    place_of,
     synthesize_clip,
     synthesize_corpus,
     synthesize_score,
 )
-from music2vec_hf.synthetic.labels import OTHER_TAGS, TAGS, place_of
-from music2vec_hf.synthetic.score import KEYS, parse_chord
-from music2vec_hf.synthetic.tables import DRUM_KITS, GENRES, HARMONY, POOLS, STYLES, TIMBRES
+from music2vec_hf.synthetic.score import DRUM_KITS, GENRES, HARMONY, KEYS, POOLS, STYLES, TIMBRES, parse_chord
 
 # Krumhansl and Kessler's probe-tone ratings: how well each degree fits a major and a minor key.
 PROFILES = {

@@ -12,8 +12,7 @@ import numpy as np
 
 from music2vec_hf.audio.labels import name_some
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.probing.tables import index_audio, list_path
-from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task, index_audio, list_path
 
 _GTZAN_STEM = re.compile(r"([a-z]+)\.000\d\d")
 

@@ -1,6 +1,8 @@
-"""Floating-point precision of forward passes, chosen by name."""
+"""How torch computes for a while: the precision of forward passes, by name, and the threads on a CPU."""
 
 import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 
@@ -38,4 +40,18 @@ def autocast(precision: str, device_type: str):
     return contextlib.nullcontext() if dtype is None else torch.autocast(device_type, dtype)
 
 
-__all__ = ["PRECISIONS", "autocast", "choose_precision"]
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute with so many threads inside the block; the caller's number comes back after it.
+
+    Args:
+        number (`int`): threads of an operation on a CPU, 1 or more.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
