@@ -387,7 +387,7 @@ def _ogg_streams(data, begin: int) -> list[Stream]:
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
         page = data.rfind(b"OggS\x00", start, end)
         page_end = _ogg_page_end(data, page)
-        note = None if data[page + 5] & 0x04 and page_end <= end else CUT
+        note = None if page_end <= end and data[page + 5] & 0x04 else CUT
         streams.append(Stream(((start, min(end, page_end)),), note=note))
     if len(streams) == 1 and streams[0].pieces == ((0, len(data)),):
         return [Stream(note=streams[0].note)]
