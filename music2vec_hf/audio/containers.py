@@ -47,7 +47,6 @@ class Table:
     """Rows about audio files.
 
     Args:
-        path (`Path`): of the table.
         rows (`list[dict]`): values by column; of CSV and TSV texts, of JSONL and Parquet what they hold.
         path_column (`str`): the column that names the files.
         as_text (`bool`): whether all values are texts.

@@ -216,11 +216,7 @@ def list_labelled(folder: str | os.PathLike) -> list[Track]:
 
 
 def folder_label(source: str) -> str | None:
-    """The name of the folder that a file lies in; None at the top, or where that is the folder of a split.
-
-    Args:
-        source (`str`): path of the file relative to the data set's folder.
-    """
+    """The name of the folder that a file lies in; None at the top, or where that is the folder of a split."""
     *folders, _ = source.split("/")
     if folders and folders[0] in _SPLIT_FOLDERS:
         del folders[0]

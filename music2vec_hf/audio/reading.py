@@ -212,8 +212,6 @@ def read_audio(
 
     Args:
         source: as in [`AudioReader`].
-        start (`float`): where to begin, in seconds.
-        seconds (`float`, *optional*): how much to read at most; by default all to the end.
         name (`str`, *optional*): what errors call the source; by default its path.
         target_rate (`int`): in Hz, for models of others that hear more than 16 kHz.
 
@@ -275,12 +273,7 @@ def encode_flac_pcm(pcm: np.ndarray) -> bytes:
 
 
 def read_flac_crop(data: bytes, start_sample: int, num_samples: int) -> np.ndarray:
-    """Decode `num_samples` samples from `start_sample` on, and nothing else, of a clip made by `encode_flac`.
-
-    Args:
-        data (`bytes`): a mono FLAC file at 16 kHz.
-        start_sample (`int`): first sample wanted.
-        num_samples (`int`): how many, at least 1.
+    """Decode `num_samples` samples from `start_sample` on, and nothing else, of a clip made by [`encode_flac`].
 
     Returns:
         `np.ndarray` of shape `(num_samples,)`, float32: exactly that slice of the whole decode.

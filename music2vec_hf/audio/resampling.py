@@ -41,10 +41,6 @@ class StreamResampler:
     """Plans and runs the resampling of a mono stream from `rate` to `target_rate`.
 
     Time is counted in units: `down` input samples, which become `up` output samples.
-
-    Args:
-        rate (`int`): sampling rate of the input in Hz.
-        target_rate (`int`): that of the output.
     """
 
     def __init__(self, rate: int, target_rate: int = SAMPLING_RATE):

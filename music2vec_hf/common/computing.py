@@ -10,9 +10,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "auto")
 def choose_precision(precision: str, device_type: str | None = None) -> str:
     """`auto` -> `bf16` where the device multiplies bf16 itself, else `fp32`; anything else is returned unchanged.
 
-    Args:
-        precision (`str`): one of `PRECISIONS`.
-        device_type (`str`, *optional*): `cpu`, `cuda` or another of torch's; by default `cuda` where there is a GPU.
+    `device_type` is `cpu`, `cuda` or another of torch's; by default `cuda` where there is a GPU.
     """
     import torch  # here, so that the command line can name the precisions without it
 
@@ -29,8 +27,7 @@ def choose_precision(precision: str, device_type: str | None = None) -> str:
 def autocast(precision: str, device_type: str):
     """A context in which matrix products run in `precision`; weights and results of other operations stay float32.
 
-    Raises:
-        ValueError: for another name than those in `PRECISIONS`.
+    Raises ValueError for another name than those in `PRECISIONS`.
     """
     import torch
 
@@ -42,11 +39,7 @@ def autocast(precision: str, device_type: str):
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Let torch compute with so many threads inside the block; the caller's number comes back after it.
-
-    Args:
-        number (`int`): threads of an operation on a CPU, 1 or more.
-    """
+    """Let torch compute with so many threads inside the block; the caller's number comes back after it."""
     import torch
 
     before = torch.get_num_threads()

@@ -37,10 +37,8 @@ def storable(value):
 def written_aside(target: str | os.PathLike) -> Iterator[Path]:
     """A path beside `target`, for a file or a folder, that becomes `target` when the block ends without an error.
 
-    After an error it is removed, and `target` is as it was. A folder can replace an absent or empty folder only.
-
-    Args:
-        target (`str` or `Path`): of the finished file or folder; the folders above it are made.
+    After an error it is removed, and `target` is as it was. The folders above `target` are made. A folder can replace
+    an absent or empty folder only.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,15 +65,7 @@ def write_json(target: str | os.PathLike, content: object, indent: int | None = 
 
 
 def read_json(path: str | os.PathLike, advice: str = "save or copy it again") -> dict:
-    """Read a JSON file that holds an object.
-
-    Args:
-        path (`str` or `Path`): of the file.
-        advice (`str`): what to do about a damaged file, for the error.
-
-    Raises:
-        ValueError: if it is not JSON in UTF-8, or no object.
-    """
+    """The object that a JSON file holds. Raises ValueError if it is damaged, with `advice`, what to do about that."""
     content = parse_json(path, advice)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object; {advice}.")
@@ -98,15 +88,7 @@ def write_npz(target: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> Pa
 
 
 def check_new_folder(out: str | os.PathLike, what: str = "the result") -> Path:
-    """The path of a folder that is absent or empty.
-
-    Args:
-        out (`str` or `Path`): the folder.
-        what (`str`): what it is for, in the error: "the exported model".
-
-    Raises:
-        ValueError: if it is a file, or holds something.
-    """
+    """The path of a folder that is absent or empty; else ValueError, with `what` it is for: "the exported model"."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"'{out}' exists and is not empty. Name a new folder for {what}.")
@@ -117,13 +99,7 @@ def check_new_folder(out: str | os.PathLike, what: str = "the result") -> Path:
 def hold_lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold a lock between processes during the block; the operating system frees it when a process dies.
 
-    Args:
-        path (`str` or `Path`): of the lock's file.
-        busy (`str`): the sentence that says who else holds it and what to do.
-        wait (`bool`): wait until it is free.
-
-    Raises:
-        ValueError: with `busy`, if another process holds it and `wait` is false.
+    Raises ValueError with `busy` (who else holds it and what to do) if another process holds it and `wait` is false.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:

@@ -66,10 +66,6 @@ def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
 def explain_push_errors(what: str | Path, repo_id: str) -> Iterator[None]:
     """Turn whatever a Hub's client raises while it uploads into one sentence.
 
-    Args:
-        what (`str` or `Path`): what is being uploaded.
-        repo_id (`str`): where to.
-
     Raises:
         ValueError: for a bad name or token, no right to write there, no connection, an upload that broke off.
     """
@@ -100,9 +96,6 @@ def download_files(urls: list[str]) -> list[str]:
 
     Args:
         urls (`list[str]`): one or more, as `hf://datasets/user/name@commit/path`.
-
-    Returns:
-        `list[str]`: local paths, in the same order.
 
     Raises:
         ValueError: if the Hub does not give one of them, or is not to be asked and one is not in the cache.

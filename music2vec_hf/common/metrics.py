@@ -77,7 +77,6 @@ def get_metric(name: str, labels: Sequence[str] = ()) -> Metric:
     """Find a metric by its name.
 
     Args:
-        name (`str`): see the table of this module.
         labels (`Sequence[str]`): names of the outputs, among which `r2_<dimension>` finds its dimension.
 
     Raises:
@@ -130,15 +129,7 @@ def scorable_tags(references: np.ndarray) -> np.ndarray:
 
 
 def tag_scores(name: str, references: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Score of each tag.
-
-    Args:
-        name (`str`): `roc_auc` or `average_precision`.
-        references, outputs: as for [`Metric`].
-
-    Returns:
-        `np.ndarray` of shape `(..., K)`: NaN where a tag lacks a positive or a negative track.
-    """
+    """`roc_auc` or `average_precision` of each tag `(..., K)`: NaN where one lacks a positive or a negative track."""
     scores = np.full(np.delete(np.shape(outputs), -2), np.nan)
     usable = scorable_tags(references)
     values = _tensor(outputs)[..., usable].transpose(-1, -2).contiguous()

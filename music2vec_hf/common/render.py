@@ -27,17 +27,10 @@ class Markdown(str):
 
 
 def render(template: Path, **content) -> str:
-    """Fill a template.
+    """Fill a template `name.html.jinja` or `name.md.jinja`.
 
-    Args:
-        template (`Path`): `name.html.jinja` or `name.md.jinja`.
-        content: its variables.
-
-    Returns:
-        `str`: text that UTF-8 can hold; bytes of a file name that are not UTF-8 are written as `\\xe9`.
-
-    Raises:
-        jinja2.UndefinedError: if the template uses a variable that is not given.
+    Bytes of a file name that are not UTF-8 are written as `\\xe9`. Raises jinja2.UndefinedError if the template uses a
+    variable that is not given.
     """
     is_page = template.name.endswith(".html.jinja")
     text = printable(_environment(template.parent, is_page).get_template(template.name).render(**content))
@@ -83,10 +76,7 @@ def markdown_code(text: object) -> str:
 def markdown_table(header: Iterable[object], rows: Iterable[Sequence[object]], compact: bool = False) -> str:
     """A Markdown table whose columns are aligned in plain text, too: all but the first to the right.
 
-    Args:
-        header: titles of the columns.
-        rows: cells, which are escaped unless they are [`Markdown`].
-        compact (`bool`): nothing is aligned; this is how templates have it.
+    Cells are escaped unless they are [`Markdown`]. `compact`: nothing is aligned; this is how templates have it.
     """
     lines = [[re.sub(r"(?<!\\)\|", r"\\|", markdown_text(cell)) for cell in line] for line in (header, *rows)]
     if compact:

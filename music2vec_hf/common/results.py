@@ -72,10 +72,6 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
 
 
 def read_run(folder: str | os.PathLike) -> dict | None:
-    """Read the `run.json` of a pretraining run's folder; None if there is none.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
+    """The `run.json` of a pretraining run's folder, None if there is none; ValueError if it is damaged."""
     path = Path(folder) / RUN
     return read_json(path) if path.is_file() else None

@@ -41,7 +41,6 @@ class CropDataset(Dataset):
 
     Args:
         corpus (`datasets.Dataset`): from [`load_corpus`], with `audio`, `duration`, `clip_mean` and `clip_std`.
-        plan ([`BatchPlan`]).
         max_failed_share (`float`): share of the clips that may fail, see [`FailedClips`].
 
     Raises:
@@ -150,13 +149,8 @@ def loader_options(num_workers: int) -> dict:
 def training_batches(dataset: CropDataset, *place: int, num_workers: int = 0, **more: int) -> DataLoader:
     """Loader over the micro-batches of one process: `micro_steps` of them for each step from `first_step` on.
 
-    Args:
-        dataset ([`CropDataset`]).
-        place, more: `first_step`, `max_steps` and what else [`UpdateSampler`] takes.
-        num_workers (`int`): processes that read.
-
-    Raises:
-        ValueError: if an update has fewer rows than processes times micro-steps.
+    `place` and `more` are `first_step`, `max_steps` and what else [`UpdateSampler`] takes; so many workers read.
+    Raises ValueError if an update has fewer rows than processes times micro-steps.
     """
     plan = dataset.plan
     sampler = UpdateSampler(plan.rows_per_update, *place, **more)
@@ -196,8 +190,6 @@ class StreamingCrops(IterableDataset):
     is. If a crop cannot be read, a clip beside it in the stream stands in, and the failure is named once in a worker.
 
     Args:
-        corpus (`datasets.IterableDataset`): from [`stream_corpus`].
-        plan ([`BatchPlan`]).
         sampler ([`UpdateSampler`]): which rows are wanted, in rising order.
         buffer_size (`int`): clips in the shuffle buffer.
         report (`bool`): log what the first epoch leaves out; for one of several processes.
@@ -348,19 +340,9 @@ def streaming_batches(
 ) -> DataLoader:
     """What [`training_batches`] does, over a stream: see [`StreamingCrops`] for what is guaranteed and what it costs.
 
-    Args:
-        corpus (`datasets.IterableDataset`): from [`stream_corpus`].
-        plan ([`BatchPlan`]): of the run.
-        place, more: `first_step`, `max_steps` and what else [`UpdateSampler`] takes.
-        num_workers (`int`): processes that read.
-        buffer_size (`int`): clips in the shuffle buffer.
-
     Returns:
         `DataLoader` over the micro-batches of one process: `micro_steps` of them for each step, dicts of `input_values
         [b, N]` float32 and `mask_time_indices [b, T]` bool.
-
-    Raises:
-        ValueError: if an update has fewer rows than processes times micro-steps.
     """
     sampler = UpdateSampler(plan.rows_per_update, *place, **more)
     first = (more.get("process_index") or (place[3] if len(place) > 3 else 0)) == 0

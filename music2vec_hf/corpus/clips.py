@@ -54,12 +54,8 @@ class ClipJob:
     """A track to prepare.
 
     Args:
-        path: what to open.
-        source (`str`): what to call it.
-        track_id (`str`): names its clips.
         clips (`Path`): the Parquet file that its clips are written to.
         clip_samples, min_samples (`int`): length of a clip; of the shortest.
-        store (`str`): "flac", or "wav".
         max_seconds (`float`): a process of its own gives it up after so long; 0 is never.
     """
 
@@ -216,10 +212,6 @@ def convert_to_wav(corpus: str | os.PathLike, progress: bool = True) -> dict:
 
     The samples stay the same bit for bit. Each shard is written aside and replaced when it is whole, so a run that was
     killed leaves a corpus of both kinds, which trains as well, and goes on when it is started again.
-
-    Args:
-        corpus: folder that `prepare_corpus` made.
-        progress (`bool`): show a progress bar.
 
     Returns:
         `dict`: `clips` (all), `bytes` of the shards, and `failed`, the names of clips that cannot be decoded; these

@@ -46,9 +46,6 @@ def draw_augmentation(
     """Draw a row's augmentation. All numbers are always drawn, so that one setting does not change another's draw.
 
     Args:
-        rng (`np.random.Generator`): of this row and step.
-        row (`int`): which row of the update.
-        rows_per_update (`int`): rows to choose the partner from.
         mix_prob (`float`): share of the rows to which a partner, any other row with equal chance, is added.
         mix_snr_db (`tuple[float, float]`): lowest and highest level of the row over its partner's, in dB.
         gain_db (`float`): the gain lies between minus and plus so many dB.
@@ -94,15 +91,11 @@ class BatchPlan:
     `crops_per_clip` consecutive numbers are a group, whose crops come from one clip.
 
     Args:
-        seed (`int`): of the run.
         rows_per_update (`int`): crops in one optimiser step, over all devices and micro-batches.
-        num_samples (`int`): length of a crop in samples.
-        num_frames (`int`): frames of a crop.
         mask_group_rows (`int`): rows that share the equal-count rule of the masks.
         mask_time_prob, mask_time_length, require_same_masks, mask_dropout: as in [`sample_mask_group`].
         masks_per_crop (`int`): masks of each crop, drawn independently; all of them count for the equal-count rule.
         normalize (`str`): `"clip"` uses mean and deviation of the whole clip (the reference), `"crop"` the crop's own.
-        norm_eps (`float`): added to the variance.
         crops_per_clip (`int`): crops that are taken from a clip each time that it is opened.
         mix_prob, mix_snr_db, gain_db: as in [`draw_augmentation`]; the defaults augment nothing.
 
@@ -151,11 +144,7 @@ class BatchPlan:
         return [int(rng.integers(length - self.num_samples + 1)) for _ in range(self.crops_per_clip)]
 
     def masks(self, step: int, rows: list[int]) -> np.ndarray:
-        """Masks of some rows of the update that follows `step` steps.
-
-        Returns:
-            `np.ndarray`, bool: `[len(rows), T]`, or `[len(rows), masks_per_crop, T]` where there are several.
-        """
+        """Masks of some rows of the update that follows `step` steps: bool `[rows, T]`, or `[rows, masks, T]`."""
         masks = {}
         for group in sorted({row // self.mask_group_rows for row in rows}):
             first = group * self.mask_group_rows
@@ -226,9 +215,6 @@ class EncodedClips:
     """The encoded clips of a corpus by number: `clips[i]` is its row `{"audio": {"bytes", "path"}}`.
 
     `bytes` is a view of the mapped file where it can be, so that a crop costs no copy of its clip.
-
-    Args:
-        corpus (`datasets.Dataset`): from [`load_corpus`].
     """
 
     def __init__(self, corpus: Dataset):
@@ -295,12 +281,10 @@ def read_crops(
     Crops that overlap are decoded together. What a crop holds does not depend on which others are asked for.
 
     Args:
-        plan ([`BatchPlan`]).
         rng (`np.random.Generator`): of the group; draws `crops_per_clip` starts from each candidate.
         places (`list[int]`): which of the group's crops are wanted.
         candidates (`Iterable`): the group's clip, then those that may take its place.
         open_clip (`Callable`): candidate -> [`OpenClip`], or a ValueError if there is none.
-        report (`Callable`): is told of each failure.
 
     Returns:
         `dict[int, np.ndarray]`: place -> crop `[N]`, normalised.
@@ -367,7 +351,6 @@ class FailedClips:
     the same clip in the same moment may both log it.) It starts at zero in each run, and in each process of a run.
 
     Args:
-        num_clips (`int`): rows of the corpus.
         num_usable (`int`): clips that are read at all.
         max_share (`float`): share of them that may fail; [`MIN_FAILED_CLIPS`] may in any case.
     """

@@ -44,9 +44,7 @@ class Inspection:
     """What the columns of a corpus say.
 
     Args:
-        corpus (`Path`): its folder, or its Hub id.
         summary (`dict`): the content of corpus.json; empty if there is none.
-        files (`dict[str, list[str]]`): shards by split.
         reject_examples (`dict[str, tuple[str, str]]`): kind -> first path and reason in rejects.csv.
         splits (`dict[str, dict]`): `hours`, `clips`, `tracks` of each split, counted in the shards.
         durations, means, levels (`np.ndarray`): of every clip: seconds, mean of the samples, RMS in dBFS.
@@ -82,7 +80,6 @@ def inspect_corpus(corpus: str | os.PathLike, progress: bool = True) -> Inspecti
     Args:
         corpus: a folder made by `prepare_corpus`, the Hub id of one that was pushed, or a folder or glob of its
             shards alone.
-        progress (`bool`): show a bar over the shards.
 
     Raises:
         ValueError: if it is no finished corpus of ours, or a file of it is damaged or holds no clips.
@@ -263,12 +260,8 @@ def write_page(inspection: Inspection, output: str | os.PathLike = "inspection.h
     """Write one HTML page that needs nothing beside it: facts, histograms, rejects, and ten clips to see and hear.
 
     Args:
-        inspection (`Inspection`): of [`inspect_corpus`].
         output: the page; by default not in the corpus, whose files are always the same bytes.
         seed (`int`): equal seeds show the same clips.
-
-    Returns:
-        `Path`: of the page.
 
     Raises:
         ValueError: if `output` does not end in .html.

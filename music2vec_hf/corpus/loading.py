@@ -64,7 +64,6 @@ def load_corpus(
         split (`str`, *optional*): "train", "validation", "test", another name or "all". May be left out where there
             is only one, and on the Hub, where it is "train". A column `split` of a manifest or of metadata decides,
             else the name of a file (`train-00000-of-00002.parquet`), else the folder `train`, `validation` or `test`.
-        num_proc (`int`, *optional*): processes that measure.
         report (`bool`): log the files that are left out.
 
     Returns:
@@ -91,19 +90,13 @@ def check_corpus(corpus: str | os.PathLike, split: str | None = None) -> None:
 
 
 def stream_corpus(corpus: str | os.PathLike, split: str | None = None) -> IterableDataset:
-    """Open a corpus for [`streaming_batches`]: nothing is copied to the disk, nothing is measured.
+    """Open a corpus, as in [`load_corpus`], for [`streaming_batches`]: nothing is copied to the disk or measured.
 
-    Offline, a data set on the Hub is streamed from the files that [`load_corpus`] fetched.
-
-    Args:
-        corpus, split: as in [`load_corpus`].
+    Offline, a data set on the Hub is streamed from the files that [`load_corpus`] fetched. Raises as that does.
 
     Returns:
         `datasets.IterableDataset` with a column `audio`, holding `{"bytes", "path"}`, and what else the data has. Its
         shards are the Parquet files, the archives, or a hundred audio files each, in the order of their names.
-
-    Raises:
-        ValueError: as in [`load_corpus`].
     """
     found = _find(corpus, report=False)
     names = choose_splits(corpus, found, split)
@@ -129,7 +122,6 @@ def open_files(found: SourceFiles, streaming: bool) -> Dataset | IterableDataset
     """The rows of all files of a source, nothing decoded.
 
     Args:
-        found ([`SourceFiles`]): from [`find_files`].
         streaming (`bool`): read while iterating, instead of turning all into one Arrow file in the cache first. Files
             on the Hub are then read where they are, else, and offline, from its cache.
 
@@ -219,7 +211,6 @@ def measure_clips(dataset: Dataset, num_proc: int | None = None, report: bool = 
     Args:
         dataset (`datasets.Dataset`): with a column `audio` of `{"bytes", "path"}`. Columns that are named like the
             three are replaced: what foreign data calls a duration need not be seconds of this clip.
-        num_proc (`int`, *optional*): processes that measure.
         report (`bool`): log each file that is left out, and how many.
 
     Raises:
@@ -280,15 +271,7 @@ def read_clip(example: dict) -> np.ndarray:
 
 
 def read_crop(example: dict, start_sample: int, num_samples: int) -> np.ndarray:
-    """Decode a part of the clip of one row, and no more than that part.
-
-    Args:
-        example (`dict`): a row of a corpus.
-        start_sample (`int`): first sample, counted at 16 kHz.
-        num_samples (`int`): how many.
-
-    Returns:
-        `np.ndarray` of shape `(num_samples,)`, float32.
+    """Decode a part of the clip of one row, counted at 16 kHz, and no more than that part: float32 `[num_samples]`.
 
     Raises:
         ValueError: if the crop does not lie inside the clip.

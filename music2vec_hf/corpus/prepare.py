@@ -38,10 +38,7 @@ def sample_tracks(listing: Listing, hours: float, seed: int, progress: bool = Tr
     or cannot be opened, may be chosen but counts as 0 hours.
 
     Args:
-        listing (`Listing`): all tracks.
         hours (`float`): at least how much; the last track, or artist, may go beyond.
-        seed (`int`): another seed, another choice.
-        progress (`bool`): show a bar while headers are read.
 
     Returns:
         `Listing`: the chosen tracks in the order of `listing`; `not_sampled` says how many were not.
@@ -100,7 +97,6 @@ class PrepareSettings:
     Args:
         clip_seconds (`float`): length of a clip. The remainder of a track is a clip if it is long enough.
         min_seconds (`float`): shortest clip, and shortest track.
-        num_proc (`int`): processes.
         shard_megabytes (`float`): a shard ends after the track with which the files of its tracks weigh so much; a
             track is in one shard, however long it is.
         store (`str`): how the samples of a clip are stored: "flac", or "wav", which is larger and decodes faster.
@@ -214,13 +210,6 @@ def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
     It checks first that all shards are there, whole, and of what the source holds now, which must still be where it
     was. A merge that was killed goes on when it is started again.
 
-    Args:
-        out: the folder of the corpus.
-        progress (`bool`): show a bar while a sample is chosen again.
-
-    Returns:
-        `dict`: the content of `corpus.json`.
-
     Raises:
         ValueError: if a shard is missing or damaged, the source has changed, nothing can be used, or another run is
             writing into `out`.
@@ -252,11 +241,7 @@ def merge_corpus(out: str | os.PathLike, progress: bool = True) -> dict:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`i/n` as `(i, n)`.
-
-    Raises:
-        ValueError: if it is not two integers with 0 <= i < n.
-    """
+    """`i/n` as `(i, n)`; ValueError if it is not two integers with 0 <= i < n."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise ValueError(f"`shard` is {text!r}; give i/n, two integers such as 0/4.")

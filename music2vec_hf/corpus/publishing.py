@@ -33,17 +33,12 @@ PUSHED = ["data/*.parquet", "rejects.csv", "README.md", "corpus.json"]
 
 
 def publish(source: str | os.PathLike, out: Path, plan: dict, listing: Listing, shards: list[Shard]) -> dict:
-    """Make the corpus of shards that are all written. A run that was killed here goes on here.
+    """Make the corpus of shards that are all written; returns its `corpus.json`. A run that was killed goes on here.
 
     Args:
         source: what an error calls what was prepared.
-        out (`Path`): the folder of the corpus.
         plan (`dict`): the settings, for `corpus.json`.
-        listing (`Listing`): all tracks.
-        shards (`list[Shard]`): theirs; their folder is removed.
-
-    Returns:
-        `dict`: the content of `corpus.json`.
+        listing (`Listing`), shards (`list[Shard]`): all tracks; their shards, whose folder is removed.
 
     Raises:
         ValueError: if no track has a clip; the sentence names the commonest reason.
@@ -212,12 +207,8 @@ def push_corpus(out: str | os.PathLike, repo_id: str, private: bool = False) -> 
     corpus left there are removed.
 
     Args:
-        out: the folder that `prepare_corpus` made.
         repo_id (`str`): `user/name`; made if it is not there.
         private (`bool`): whether a new one is seen by its owner alone.
-
-    Returns:
-        `str`: the address of the data set.
 
     Raises:
         ValueError: if `out` holds no finished corpus, or the Hub refuses.

@@ -44,7 +44,6 @@ class Shard:
     Args:
         path (`Path`): of the file while the corpus is unfinished.
         tracks (`list[Track]`), jobs (`list[ClipJob]`): its tracks in order, all of one split.
-        schema (`pa.Schema`): of its rows.
     """
 
     path: Path
@@ -108,8 +107,6 @@ def cut_shards(folder: Path, listing: Listing, plan: dict, file_timeout: float =
     """Cut a listing into shards: one ends with the track with which its files reach `shard_megabytes`, or its split.
 
     Args:
-        folder (`Path`): where the shards are written.
-        listing (`Listing`): all tracks.
         plan (`dict`): `shard_megabytes`, `clip_seconds`, `min_seconds`, `store`.
         file_timeout (`float`): seconds that a file may take whatever its size; 0 for no limit.
     """

@@ -47,9 +47,8 @@ class HearingSettings:
 class EmbedSettings(HearingSettings):
     """The settings of [`embed`] beside its own arguments: those of [`HearingSettings`], and two more.
 
-    Args:
-        feature_extractor (*optional*): for a loaded model; for ours by default one with the reference's normalisation.
-        return_times (`bool`): give the time of every frame, too.
+    `feature_extractor` goes with a loaded model (for ours by default one with the reference's normalisation);
+    `return_times` gives the time of every frame, too.
     """
 
     feature_extractor: object | None = None

@@ -49,8 +49,6 @@ class Encoder:
         extractor: its feature extractor.
 
     Attributes:
-        is_ours (`bool`): whether it is a [`Music2VecModel`].
-        sampling_rate (`int`): of the audio that it hears, in Hz.
         front_end ([`Music2VecConfig`]): kernels and strides of its front end; where the model does not state them,
             those of a tenth of a second, the shortest rest of a track that it is given.
 
@@ -170,9 +168,7 @@ def load_encoder(
     """Load an audio encoder of any type, in float32 and eval mode, whatever its weights are stored in.
 
     Args:
-        name (`str` or `Path`): folder or Hub id.
         random_init (`bool`): keep the shape but draw the weights anew: the baseline of every probe.
-        seed (`int`): of the random weights.
         trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
 
     Raises:
@@ -202,10 +198,8 @@ class FeatureSource:
     """What a probe hears: a model, the same model with random weights, or spectral statistics.
 
     Attributes:
-        name (`str`): its name in results.
         kind (`str`): `model`, `random-init`, `mfcc`, `chroma` or `mel`.
         model (`str` or `None`): folder or Hub id that weights, or for `random-init` only the shape, come from.
-        seed (`int`): of the random weights.
     """
 
     name: str
@@ -220,7 +214,6 @@ def resolve_sources(sources: Sequence[str] | Mapping[str, str], random_init_seed
     Args:
         sources: names, or result name to name. A name is `random-init`, `mfcc`, `chroma`, `mel`, or else a model
             folder or Hub id. `random-init` has the shape of the first model of the list.
-        random_init_seed (`int`): seed of the random weights.
 
     Raises:
         ValueError: if `random-init` stands without a model, or two sources would have one name in the results.
@@ -273,7 +266,6 @@ def borrowed_encoder(model: torch.nn.Module, extractor=None, device: str | None 
     A model with a head, or within peft, is heard without the head.
 
     Args:
-        model (`torch.nn.Module`): loaded.
         extractor (*optional*): its feature extractor; for ours by default one with the reference's settings.
         device (`str`, *optional*): as in [`choose_device`]; by default the model's.
 

@@ -111,9 +111,6 @@ class FeatureStore:
     Args:
         folder (`str` or `Path`, *optional*): of the cache, which may hold parts of version 0.1.0 (npz), too; without
             it nothing is kept.
-        encoder (`Encoder` or `SpectralEncoder`): what hears the files.
-        window_seconds (`float`): longest piece that a model hears at once.
-        precision (`str`): of a model.
     """
 
     def __init__(self, folder: str | Path | None, encoder, window_seconds: float = 30.0, precision: str = "fp32"):

@@ -69,10 +69,8 @@ class WindowPlan:
     once, and of the frames that two windows share each gives those that are nearer to its own middle.
 
     Args:
-        config ([`Music2VecConfig`]): kernels and strides of the model's front end.
         window (`int`): samples of a window.
         hop (`int`): samples from the start of one to the start of the next.
-        sampling_rate (`int`): of the model's input, in Hz.
     """
 
     config: Music2VecConfig
@@ -129,7 +127,6 @@ class LoadedTrack:
     Args:
         source: what [`AudioReader`] takes, or `np.ndarray` of shape `(num_samples,)`: mono at the encoder's rate.
         encoder ([`Encoder`]): it decides on rate and normalisation.
-        number (`int`): of the track, for the caller.
 
     Attributes:
         num_samples (`int`): at the encoder's rate.
@@ -200,10 +197,6 @@ class HeardTrack:
     """A track and what the encoder made of it.
 
     Attributes:
-        number (`int`): place among the sources.
-        seconds (`float`): length of its audio.
-        truncated (`str` or `None`): see [`LoadedTrack`].
-        plan ([`WindowPlan`]): how it was cut.
         windows (iterator of [`Window`]): with their features; gone when the next track is asked for.
     """
 
@@ -237,12 +230,7 @@ def hear_tracks(
     """Let the encoder hear tracks window by window, in order; of any track only a few windows are in memory.
 
     Args:
-        encoder ([`Encoder`]): in float32 and eval mode.
         sources (iterable): what [`LoadedTrack`] takes; read as they are needed, some ahead while a GPU computes.
-        plan ([`WindowPlan`]): how tracks are cut.
-        layers (`Sequence[str]`): of `encoder.layers`.
-        pool (`str`): `"mean"` or `"none"`.
-        precision (`str`): of matrix products.
         refuse: called with the number of a source that cannot be used, and the error. By default that is raised, and
             for a truncated file there is a warning.
 

@@ -55,7 +55,6 @@ class Clips(Dataset):
     Args:
         corpus (`datasets.Dataset`): from [`load_labelled_corpus`].
         targets (`np.ndarray`): from [`Labels.targets`].
-        extractor ([`Music2VecFeatureExtractor`]).
 
     Raises:
         ValueError: if a clip is shorter than one frame.

@@ -32,11 +32,7 @@ logger = logging.get_logger(__name__)
 
 
 def read_model_config(folder: str | Path) -> dict:
-    """The `config.json` of a Music2Vec or plain data2vec-audio folder.
-
-    Raises:
-        ValueError: if the folder holds no finished model of these types.
-    """
+    """The `config.json` of a Music2Vec or plain data2vec-audio folder; ValueError for one without a model."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         names = (path.name for path in folder.glob("checkpoint-*/") if (path / CONFIG).is_file())
@@ -56,8 +52,7 @@ def read_model_config(folder: str | Path) -> dict:
 def weight_files(folder: str | Path) -> list[Path]:
     """The safetensors files of a model: one, or the shards and their index.
 
-    Raises:
-        ValueError: if there are none, a shard is missing or lies outside the folder, or a file is damaged.
+    Raises ValueError if there are none, a shard is missing or lies outside the folder, or a file is damaged.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
@@ -81,11 +76,7 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def count_parameters(files: Sequence[Path]) -> dict[str, int]:
-    """Numbers in safetensors files by type, for example `{"F32": 93_800_000}`; only headers are read.
-
-    Raises:
-        ValueError: if a file is damaged.
-    """
+    """Numbers in safetensors files by type, `{"F32": 93_800_000}`, by their headers; ValueError if one is damaged."""
     counts: dict[str, int] = {}
     for path in (path for path in files if path.suffix == ".safetensors"):
         try:
@@ -99,9 +90,6 @@ def count_parameters(files: Sequence[Path]) -> dict[str, int]:
 
 def describe_run(folder: str | Path) -> dict | None:
     """What the run of [`pretrain`] says about itself, or `None` where there is no `run.json`.
-
-    Args:
-        folder (`str` or `Path`): of a finished run, or one of its checkpoints.
 
     Returns:
         `dict`: the content of `run.json` and, from `metrics.jsonl`, `steps`, `hours_heard`, `hours_worked` (wall time
@@ -200,14 +188,8 @@ def write_model_card(
     """Generate the card of a model folder.
 
     Args:
-        folder (`str` or `Path`): that `save_pretrained` or `music2vec pretrain` wrote.
         repo_id (`str`): where it is going to lie, for the snippets.
         licence (`str`): the Hub's identifier, for example `cc-by-4.0`.
-        scores (`Mapping`): from [`read_scores`].
-        revision (`str`, *optional*): branch, for the snippets.
-
-    Returns:
-        `str`: Markdown with a YAML header, which holds the scores as `model-index`, too.
 
     Raises:
         ValueError: if the folder holds no whole model.

@@ -127,10 +127,6 @@ def convert_fairseq_checkpoint(checkpoint: str | Path, out: str | Path) -> Path:
 
     Args:
         checkpoint (`str` or `Path`): the `.pt` file, in torch's zip or older format; it is read, never run.
-        out (`str` or `Path`): new folder.
-
-    Returns:
-        `Path`: the folder.
 
     Raises:
         ValueError: if the file is damaged, no checkpoint, of another model, or at odds with its own configuration;
@@ -300,16 +296,9 @@ def _assumed(checkpoint: Path, settings: dict, stated: dict) -> dict:
 
 
 def parse_conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """Read fairseq's notation of the convolutions, sums and multiples of lists, without `eval`.
+    """Channels, kernel and stride of each convolution from fairseq's sums and multiples of lists, without `eval`.
 
-    Args:
-        text (`str`): for example `"[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] * 2"`.
-
-    Returns:
-        `list[tuple[int, int, int]]`: channels, kernel and stride of each convolution.
-
-    Raises:
-        ValueError: for anything else.
+    For example `"[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] * 2"`. Raises ValueError for anything else.
     """
     layer = r"\((\d{1,6}),(\d{1,6}),(\d{1,6}),?\)"
     layers = []
@@ -337,13 +326,6 @@ def _check_names(checkpoint: Path, what: str, weights: dict, expected: dict) -> 
 
 def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     """Write a Music2Vec encoder as a plain `data2vec-audio` folder, which transformers loads without this library.
-
-    Args:
-        model (`str` or `Path`): folder or Hub id of any Music2Vec model.
-        out (`str` or `Path`): new folder for config, weights and feature extractor.
-
-    Returns:
-        `Path`: the folder, for `AutoModel.from_pretrained`.
 
     Raises:
         ValueError: if `out` exists and is not empty, or the Hub does not give the model.

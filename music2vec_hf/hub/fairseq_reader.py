@@ -86,9 +86,6 @@ _PICKLE = types.SimpleNamespace(
 def read_checkpoint(checkpoint: str | Path) -> dict:
     """Read a fairseq checkpoint without running anything that it says.
 
-    Args:
-        checkpoint (`str` or `Path`): file made by `torch.save`, in the zip or the older format.
-
     Returns:
         `dict`: its content, tensors on the CPU, unknown objects as [`Inert`]; `content["model"]` is a dict.
 
@@ -125,14 +122,9 @@ def read_checkpoint(checkpoint: str | Path) -> dict:
 
 
 def plain_values(value, depth: int = 0):
-    """Plain values out of dicts, lists and inert placeholders for namespaces, omegaconf nodes and enums.
+    """Dicts, lists, numbers and strings out of what [`read_checkpoint`] gives; `None` for what is none of these.
 
-    Args:
-        value: anything from [`read_checkpoint`].
-        depth (`int`): of the recursion.
-
-    Returns:
-        Dicts, lists, numbers, strings; `None` for what is none of these.
+    Inert placeholders stand for namespaces, omegaconf nodes and enums; `depth` is that of the recursion.
     """
     if depth > 12:  # something that holds itself
         return None

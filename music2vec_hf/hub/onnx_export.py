@@ -49,13 +49,11 @@ class Int8Cost:
     """How the answers with 8-bit weights differ from those in float32, over some clips.
 
     Attributes:
-        clips (`str`): what was heard.
         errors (`dict[str, float]`): output to the relative error of embeddings (means over frames): the norm of the
             difference over the norm, as a mean over clips.
         agreement (`float` or `None`): share of clips, or of frames, whose first label is the same; None without a
             head and where labels do not exclude each other.
         logit_difference (`float` or `None`): the largest one, in the units of the logits; None without a head.
-        rejects (`list[tuple[str, str]]`): files that could not be heard, and why.
     """
 
     clips: str
@@ -81,11 +79,9 @@ class OnnxExport:
     """What [`export_onnx`] made.
 
     Attributes:
-        folder (`Path`): of the files.
         head (`str` or `None`): class of the classification head, if the model has one.
         outputs (`tuple[str, ...]`): names, in the order of the graph.
         difference (`float`): largest one from torch, relative to the largest value of an output.
-        bytes (`dict[str, int]`): size of each ONNX file.
         int8 ([`Int8Cost`] or `None`): what 8-bit weights cost in accuracy.
     """
 
@@ -98,11 +94,7 @@ class OnnxExport:
 
 
 class OnnxGraph(nn.Module):
-    """A model as ONNX sees it: `input_values [B, N]` -> a tuple of tensors, in the order of `output_names`.
-
-    Args:
-        model ([`Music2VecModel`] or [`Music2VecHead`]): in eval mode, in which no layer is ever dropped.
-    """
+    """A model as ONNX sees it: `input_values [B, N]` -> a tuple of tensors, in the order of `output_names`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -140,9 +132,6 @@ def export_onnx(
             and round what they multiply to 8 bits, range by range as it comes (onnxruntime's dynamic quantisation).
         samples (`str` or `Path`, *optional*): folder of audio on which the cost of int8 is measured, of each file the
             first 30 s; by default on 16 synthetic clips.
-
-    Returns:
-        [`OnnxExport`].
 
     Raises:
         ValueError: without the `onnx` extra; if `out` exists and is not empty; if the Hub does not give the model; if
@@ -189,11 +178,7 @@ def export_onnx(
 
 
 def load_graph(model: str | Path) -> tuple[OnnxGraph, Music2VecFeatureExtractor]:
-    """A model with its head, if it is one of ours, as [`OnnxGraph`]; and its feature extractor.
-
-    Raises:
-        ValueError: if the name is no folder and the Hub does not give it.
-    """
+    """A model, with its head if it is ours, as [`OnnxGraph`], and its extractor; ValueError if there is none."""
     encoder, extractor = load_model(model)
     for head in _HEADS:
         if head.__name__ in (encoder.config.architectures or ()):
@@ -263,12 +248,7 @@ def largest_difference(graph: OnnxGraph, session) -> float:
 
 
 def quantize_int8(source: Path, target: Path) -> None:
-    """onnxruntime's dynamic quantisation of the products of activations and weights; all else stays in float32.
-
-    Args:
-        source (`Path`): ONNX file in float32.
-        target (`Path`): file to write.
-    """
+    """onnxruntime's dynamic quantisation of the products of activations and weights; all else stays in float32."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -287,7 +267,6 @@ def measure_int8(
 
     Args:
         exact, rough (`onnxruntime.InferenceSession`): of the file in float32, and of that with 8-bit weights.
-        extractor ([`Music2VecFeatureExtractor`]): of the model.
         files (`Sequence[Path]`, *optional*): audio, of which the first 30 s are heard; by default synthetic clips.
         exclusive (`bool`): whether a clip has exactly one label.
 

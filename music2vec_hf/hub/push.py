@@ -69,10 +69,8 @@ def make_publication(
 
     Args:
         folder (`str` or `Path`): a finished run, one of its checkpoints, or any Music2Vec or data2vec-audio model.
-        repo_id (`str`): `user/name`, for the card.
         licence (`str`, *optional*): identifier of the Hub for the weights' licence.
         results (`Sequence`, *optional*): results.json files; see [`read_scores`].
-        revision (`str`, *optional*): branch, for the card.
 
     Raises:
         ValueError: if there is no whole model in safetensors with its extractor, or no licence.
@@ -105,9 +103,6 @@ def make_publication(
 def with_remote_code(folder: str | Path) -> dict[str, Path | bytes]:
     """The files that let transformers load a Music2Vec folder by `trust_remote_code=True`.
 
-    Args:
-        folder (`str` or `Path`): with `config.json` and `preprocessor_config.json`.
-
     Returns:
         `dict[str, Path | bytes]`: name to file: the two with `auto_map` (and, for a head for clips, the pipeline), and
         the Python files that these name, with all that they import from each other.
@@ -132,13 +127,9 @@ def push_model(publication: Publication, repo_id: str, private: bool = False, re
     """Upload in one commit, which is there as a whole or not at all. Weights of an earlier push are removed by it.
 
     Args:
-        publication ([`Publication`]): from [`make_publication`].
         repo_id (`str`): `user/name`; made if it is not there.
         private (`bool`): whether a new repository is seen by its owner alone.
         revision (`str`, *optional*): branch; made if it is not there.
-
-    Returns:
-        `str`: the address of the repository.
 
     Raises:
         ValueError: if the Hub refuses, the upload breaks off, or `private` is asked for and the repository is public.

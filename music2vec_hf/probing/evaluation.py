@@ -48,11 +48,7 @@ TRAINED_TOGETHER = 64
 
 
 def row_seconds(task: Task, protocol: str, window_seconds: float) -> float | None:
-    """Length of a row: the task's clip, the window, or None for a whole track. See the table of this module.
-
-    Raises:
-        ValueError: if windows do not divide the task's clip.
-    """
+    """Length of a row: the task's clip (ValueError if windows do not divide it), a window, or None: a whole track."""
     if task.clip_seconds is None:
         return window_seconds if protocol == MARBLE else None
     windows = task.clip_seconds / window_seconds
@@ -70,7 +66,6 @@ class SelectedRows:
 
     Attributes:
         rows (`FeatureRows`): of the task's tracks, in the order of `TaskData.paths`.
-        row_seconds (`float` or `None`): length of a row, None for a whole track.
         dropped (`dict[str, int]`): split to the number of rows at the end of tracks that the protocol drops.
         affected (`dict[str, tuple[str, ...]]`): sentence on songs that hold fewer clips than they state, to the songs.
     """
@@ -87,13 +82,7 @@ class SelectedRows:
 
 
 def select_rows(rows: FeatureRows, task_data: TaskData, seconds: float | None) -> SelectedRows:
-    """Keep the rows that a task's protocol wants.
-
-    Args:
-        rows (`FeatureRows`): of the tracks of the task, each of `seconds`.
-        task_data (`TaskData`): where the number of whole clips comes from.
-        seconds (`float`, *optional*): from `row_seconds`.
-    """
+    """Keep the rows that a task's protocol wants, of `rows` that are each of `seconds` (from [`row_seconds`])."""
     if seconds is None:
         return SelectedRows(rows)
     there, affected = rows.rows_per_track, {}
@@ -119,12 +108,9 @@ def select_rows(rows: FeatureRows, task_data: TaskData, seconds: float | None) -
 
 @dataclass(frozen=True)
 class Choice:
-    """What the validation split chose.
+    """What the validation split chose: `layer`, `settings` and their `score`; of equals the earlier layer and setting.
 
-    Attributes:
-        layer (`str`), settings (`ProbeSettings`): the winner; ties fall to the earlier layer and setting.
-        score (`float`): its validation score.
-        by_layer (`dict[str, dict]`): layer to its best validation `score` and the `settings` that gave it.
+    `by_layer` maps each layer to its best validation `score` and the `settings` that gave it.
     """
 
     layer: str
@@ -145,11 +131,8 @@ def choose_probe(
     """Choose layer and settings by the validation score. The test split is not an argument.
 
     Args:
-        data (`ProbeData`): training and validation split.
         layers (`Sequence[str]`): layers to try, in the order in which ties are broken.
-        search (`Search`): settings to try on every layer.
         seed (`int`): seed of all trainings of the search.
-        device (`str`): torch device.
         kept_in (`Path`, *optional*): folder where the score of each probe is kept, and taken from if it is there.
         progress (`str`, *optional*): label of a progress bar; without it there is none.
     """
@@ -226,15 +209,11 @@ class ProbeResult:
     """Result of one source on one task.
 
     Attributes:
-        task (`Task`): with its labels.
-        search (`str`): name of the protocol.
         scores (`dict[str, dict]`): metric to value, spread, values per seed and interval; see `score_predictions`.
-        split_sizes (`dict[str, int]`): tracks per split.
         excluded_tags (`dict[str, list[str]]`): split to the tags it cannot score.
         predictions (`Predictions`): outputs for every test track and seed.
         differences (`tuple[str, ...]`): how the data differs from the benchmark's, see `TaskData`.
         choice (`Choice` or `None`): layer and settings; None for a predictor without features.
-        seeds (`tuple[int, ...]`): seeds of the chosen probe.
         probes (`tuple[TrainedProbe, ...]`): the chosen probe, trained from each seed.
         rows (`dict`): `row_seconds` (None: a row is a whole track), `num_rows` and `dropped_rows` by split.
         pilot (`Choice` or `None`): what `quick` chose, if that alone decided on the layer.
@@ -258,7 +237,6 @@ def layers_to_try(names: Sequence[str], search: Search, layers: str | Sequence[s
     """Layers that a search tries, or those of them that the user asked for.
 
     Args:
-        names (`Sequence[str]`): layers that there are features of.
         search (`Search`): it may leave layers out (`conv` under `marble`) or add one (`weighted`).
         layers (`str` or `Sequence[str]`, *optional*): names; None and `"pilot"` mean all.
 
@@ -297,16 +275,9 @@ def probe(
     Args:
         features: layer to features `[n, C]`, rows in the order of `task_data.paths`; or a protocol's rows of them
             (`select_rows`).
-        task_data (`TaskData`): the task's three splits.
-        search (`str` or `Search`): protocol.
-        seeds (`Sequence[int]`): probe seeds.
-        device (`str`): torch device.
         layers (`str` or `Sequence[str]`, *optional*): layers to try; by default all of the search; `"pilot"`: only the
             one that the search `quick` chooses on validation.
         notes: `kept_in` and `progress` of [`choose_probe`].
-
-    Returns:
-        `ProbeResult`.
 
     Raises:
         ValueError: if features do not fit the task, seeds are missing or a layer is unknown.

@@ -53,18 +53,13 @@ def check_export(model: str | Path, out: str | Path) -> None:
 def plan_exports(
     sources: Sequence[FeatureSource], tasks: Sequence[str], out: str | Path | None
 ) -> dict[tuple[str, str], Path]:
-    """Where the probes of a run go, checked by `check_export` before the run.
+    """Where the probe of each (source, task) of a run goes, checked by [`check_export`] before the run.
 
     Args:
-        sources (`Sequence[FeatureSource]`): what is probed; the one model among them is exported.
-        tasks (`Sequence[str]`): names of tasks.
         out (`str` or `Path`, *optional*): the folder for one task; of several, each has a folder of its name in it.
 
-    Returns:
-        `dict[tuple[str, str], Path]`: name of the source and task to folder; empty without `out`.
-
     Raises:
-        ValueError: if there is not just one model, or as `check_export`.
+        ValueError: if there is not just one model among the sources, or as [`check_export`].
     """
     if out is None:
         return {}
@@ -89,17 +84,12 @@ def export_probe(
     """Write a probe with its encoder as a model for `AutoModelForAudioClassification`.
 
     Args:
-        trained (`TrainedProbe`): the probe.
-        task (`Task`): what it predicts, with its labels.
         model (`str` or `Path`): folder or Hub id of the Music2Vec or data2vec-audio model that gave its features.
         out (`str` or `Path`): new folder for the model, its feature extractor and a README.
         protocol (`str`): that it was chosen by; it decides how windows are averaged, see the table of this module.
         scores (`Mapping[str, Mapping]`, *optional*): test scores of the chosen probe for the README: metric to `value`
             and `interval`, as `ProbeResult.scores`.
         window_seconds (`float`): longest piece that the model heard at once.
-
-    Returns:
-        `Path`: `out`.
 
     Raises:
         ValueError: as `check_export`.

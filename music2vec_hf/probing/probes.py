@@ -38,14 +38,11 @@ class ProbeSettings:
     """Settings of one probe.
 
     Args:
-        kind (`str`): `"linear"`, or `"mlp"` for one hidden layer of ReLU units.
-        learning_rate (`float`): of Adam.
         dropout (`float`): probability of dropping a hidden unit, in [0, 1).
         dropout_input (`float`): probability of dropping an input feature, in [0, 1).
         weight_decay (`float`): L2 penalty added to the gradient (Adam-coupled), biases too.
         batch_size (`int`): rows in a mini-batch; capped at the size of the training split.
         standardise (`bool`): features get mean 0 and standard deviation 1 over the training split.
-        hidden_size (`int`): hidden units of an `"mlp"`.
 
     Raises:
         ValueError: if a setting is outside its range.
@@ -89,7 +86,6 @@ class Search:
     """A list of settings, when their training stops, and the layers to try.
 
     Args:
-        name (`str`): name of the protocol, written into every result.
         settings (`tuple[ProbeSettings, ...]`): in the order in which ties are broken: the first one wins.
         max_steps (`int`, *optional*): optimiser steps at most (epochs, if `epochs`); None sets no limit.
         eval_every (`int`): steps (epochs) between two looks at the validation split.
@@ -205,11 +201,7 @@ SEARCHES = {
 
 
 def get_search(name: str) -> Search:
-    """Find a search by its name.
-
-    Raises:
-        ValueError: if there is no search of this name.
-    """
+    """The search of a name. Raises ValueError if there is none."""
     if name not in SEARCHES:
         raise ValueError(f"There is no search '{name}'; use one of {', '.join(SEARCHES)}.")
     return SEARCHES[name]
@@ -229,7 +221,6 @@ class TrainedProbe:
     """A trained probe with everything it needs to map raw features to outputs.
 
     Attributes:
-        job (`ProbeJob`): what was trained.
         score (`float`): best validation score, that of the state kept here.
         step (`int`): optimiser step of that state; 0 is the untrained probe.
         parameters (`list[np.ndarray]`): weight `[C, K]` and bias `[K]`, or those of both layers in order.
@@ -252,14 +243,9 @@ class TrainedProbe:
     ensemble: str = "gmean"
 
     def predict(self, features: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-        """Map features to logits or, for regression, values in the targets' units.
+        """Logits or, for regression, values in the targets' units: float32 `(n, K)`.
 
-        Args:
-            features (`np.ndarray` of shape `(n, C)`, or `Mapping[str, np.ndarray]`): of the probe's layer; or layer to
-                features, which a probe of `weighted` needs.
-
-        Returns:
-            `np.ndarray` of shape `(n, K)`, float32.
+        `features` are `(n, C)` of the probe's layer, or layer to features, which a probe of `weighted` needs.
         """
         if isinstance(features, Mapping):
             features = layer_features(features, self.job.layer)
@@ -279,11 +265,6 @@ class ProbeData:
     Args:
         features (`Mapping[str, np.ndarray]`): layer to training features `[n, C]`; widths may differ between layers.
         targets (`np.ndarray`): one per training row, `(n,)` classes or `(n, K)`.
-        validation_features (`Mapping[str, np.ndarray]`): layer to features `[m, C]` of the validation split.
-        validation_targets (`np.ndarray`): one per validation track.
-        problem_type (`str`): `single_label_classification`, `multi_label_classification` or `regression`.
-        num_outputs (`int`): `K`.
-        primary_metric (`str`): metric that early stopping and the choice look at.
         target_statistics (`tuple`, *optional*): mean and deviation that standardise the targets of a regression; by
             default those of the training rows.
         validation_tracks (`np.ndarray` of shape `(m,)`, *optional*): track of each validation row, 0, 1, ...; None if
@@ -304,11 +285,7 @@ class ProbeData:
 
 
 def layer_features(features: Mapping[str, np.ndarray], layer: str) -> np.ndarray:
-    """Features of a layer `[n, C]`, or those that `weighted` sums `[L, n, C]`.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """Features of a layer `[n, C]`, or those that `weighted` sums `[L, n, C]`. Raises ValueError if there are none."""
     if layer == WEIGHTED and summed_layers(list(features)):
         return np.stack([features[name] for name in summed_layers(list(features))])
     if layer not in features:
@@ -334,10 +311,6 @@ def combine(outputs: np.ndarray | torch.Tensor, tracks: np.ndarray | torch.Tenso
         outputs (`np.ndarray` or `torch.Tensor` of shape `(..., num_rows, K)`): logits or values, one row per clip.
         tracks (`np.ndarray` or `torch.Tensor` of shape `(num_rows,)`): track of each row, 0 to the number of tracks
             less one, in any order.
-        ensemble (`str`): see the table.
-
-    Returns:
-        Of the type of `outputs`, of shape `(..., num_tracks, K)`.
 
     Raises:
         ValueError: if there is no ensemble of this name, or rows and tracks do not fit.
@@ -363,18 +336,13 @@ def combine(outputs: np.ndarray | torch.Tensor, tracks: np.ndarray | torch.Tenso
 def track_scores(
     metric: str, references: torch.Tensor, outputs: torch.Tensor, tracks: torch.Tensor | None = None
 ) -> list[tuple[float, str]]:
-    """Score every probe over tracks, each by the ensemble that is best for it.
+    """Score and ensemble of every probe, `P` of them, over tracks, each by the ensemble that is best for it.
 
     For keys all four ensembles are tried, the first of equals wins; every other task takes the mean of the outputs.
 
     Args:
-        metric (`str`): the task's primary metric.
-        references (`torch.Tensor`): of the tracks.
-        outputs (`torch.Tensor` of shape `[P, num_rows, K]`): outputs of `P` probes.
+        outputs (`torch.Tensor` of shape `[P, num_rows, K]`): of the probes.
         tracks (`torch.Tensor` of shape `[num_rows]`, *optional*): track of each row; None if rows are tracks.
-
-    Returns:
-        `list[tuple[float, str]]`: score and ensemble of each probe.
 
     Raises:
         ValueError: if an output is not finite.

@@ -38,10 +38,6 @@ def write_report(
         inputs: results.json files or their folders, and metrics.jsonl files or the folders of pretraining runs, for
             their curves; any number of both.
         output (`str` or `Path`): folder for these and `figures/`.
-        title (`str`): title of the page.
-
-    Returns:
-        `Path`: of report.html.
 
     Raises:
         FileNotFoundError, ValueError: if a results file is missing or not readable.
@@ -80,10 +76,6 @@ def distinct_sources(results: Sequence[Mapping], names: Sequence[str]) -> list[d
 
     The same source (equal weights and protocol) on other tasks in another file keeps its name, so that tasks
     which were probed one by one share a column.
-
-    Args:
-        results (`Sequence[Mapping]`): contents of results files.
-        names (`Sequence[str]`): a name for each file.
     """
     claims, identities = defaultdict(set), defaultdict(set)
     for number, content in enumerate(results):

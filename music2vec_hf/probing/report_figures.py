@@ -43,10 +43,8 @@ def draw_all(
     """Draw every figure that there is something for.
 
     Args:
-        results (`Mapping`): content of all results files side by side.
         sources (`Sequence[tuple[Path, Mapping]]`): folder and content of each file, with source names as in `results`.
         runs (`Mapping[str, list[dict]]`): name of a pretraining run -> lines of its metrics.jsonl.
-        output (`Path`): figures are written into its folder `figures`.
 
     Returns:
         `list[dict]`: `heading` (empty for a figure that belongs to the one before), `caption`, `file` relative to

@@ -74,11 +74,7 @@ def table_rows(results: Mapping) -> list[dict]:
 
 
 def format_table(results: Mapping) -> str:
-    """The score table as Markdown, readable as plain text: one line per metric, one column per source.
-
-    Args:
-        results (`Mapping`): content of a results file, or of several side by side.
-    """
+    """The score table as Markdown, readable as plain text: one line per metric, one column per source."""
     sources = list(source_kinds(results))
 
     def text(cell: Mapping | None) -> str:
@@ -190,9 +186,6 @@ def comparison(results: Mapping) -> dict | None:
     A score stands beside a published one only with the same data and the same protocol; the others form a group of
     their own and are marked.
 
-    Args:
-        results (`Mapping`): content of a results file, or of several side by side.
-
     Returns:
         `dict`: `columns` (names to titles), `groups` (title to rows), `marked` (columns with marks) and `marks` (all
         that occur); None if no task of the table is among the results.
@@ -220,9 +213,6 @@ def layer_guide(results: Mapping) -> list[dict]:
 
     The layer is the one whose best probe scored highest on validation; `runner_up` is the next best layer, whose
     distance tells how much the choice matters.
-
-    Args:
-        results (`Mapping`): content of a results file, or of several side by side.
 
     Returns:
         `list[dict]`: plain JSON values: `model`, `model_hash`, `task`, `protocol`, `layer`, `probe_settings`,

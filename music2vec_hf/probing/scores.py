@@ -24,14 +24,9 @@ LIBRARIES = ("music2vec_hf", "torch", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs for the test split, with what is needed to score them again.
+    """Outputs for the test split, with what is needed to score them again: names of the outputs, tracks and targets.
 
-    Attributes:
-        task (`str`): task name.
-        labels (`tuple[str, ...]`): names of the outputs.
-        track_ids (`tuple[str, ...]`): test tracks.
-        references (`np.ndarray`): test targets.
-        outputs (`np.ndarray` of shape `(num_seeds, num_tracks, K)`): logits or predicted values of every seed.
+    `outputs` are logits or predicted values of every seed, `(num_seeds, num_tracks, K)`.
     """
 
     task: str
@@ -74,11 +69,7 @@ def file_stem(source: str) -> str:
 
 
 def load_predictions(results: str | Path, source: str | None = None) -> dict[str, Predictions]:
-    """Predictions of one source of a results file, by task.
-
-    Args:
-        results (`str` or `Path`): results.json or its folder.
-        source (`str`, *optional*): name of the source; by default the first one of the file.
+    """Predictions of one source of a results file (or its folder), by task; by default of the first one.
 
     Raises:
         ValueError: if the file has no such source.
@@ -138,8 +129,6 @@ def draw_counts(num_tracks: int, num_resamples: int = NUM_RESAMPLES, seed: int =
     """Draw bootstrap resamples of tracks, with replacement, each of as many tracks as there are.
 
     Args:
-        num_tracks (`int`): tracks in the test split.
-        num_resamples (`int`): resamples.
         seed (`int`): equal seeds give equal resamples, which is what pairs two sources.
 
     Returns:
@@ -152,15 +141,10 @@ def draw_counts(num_tracks: int, num_resamples: int = NUM_RESAMPLES, seed: int =
 def task_counts(
     track_ids: Mapping[str, Sequence[str]], num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Draw resamples for several tasks; tasks on the same test tracks share one draw.
+    """Counts as of [`draw_counts`] for several tasks, by task; tasks on the same test tracks share one draw.
 
     Four tasks on the same tracks err together, so their mean must be resampled track by track, not task by task.
-
-    Args:
-        track_ids (`Mapping[str, Sequence[str]]`): task to its test tracks, in the order of its predictions.
-
-    Returns:
-        `dict[str, np.ndarray]`: task to counts of shape `(num_resamples, num_tracks)`.
+    `track_ids` are each task's test tracks, in the order of its predictions.
     """
     drawn: dict[tuple[str, ...], np.ndarray] = {}
     result = {}
@@ -206,9 +190,6 @@ def value_metrics(task: str) -> tuple[str, ...]:
 def averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The two averages that the literature mixes, each by its name.
 
-    Args:
-        scores (`Mapping[str, Mapping[str, float]]`): task to metric to value.
-
     Returns:
         `dict[str, float]`: `task_mean`, the mean over tasks of each task's value (JukeMIR, MARBLE), and `flat_mean`,
         the plain mean of all value metrics (the Music2Vec rows of the paper's table).
@@ -252,13 +233,9 @@ def paired_difference_of_predictions(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Difference first - second per task and of the task mean, resampling test tracks of both alike.
+    """Difference first - second of each task that both have, and under `task_mean` that of the mean over these tasks.
 
-    Args:
-        first, second (`Mapping[str, Predictions]`): task to predictions; tasks that only one has are left out.
-
-    Returns:
-        `dict[str, Difference]`: task to difference, and under `task_mean` that of the mean over these tasks.
+    Test tracks of both are resampled alike.
 
     Raises:
         ValueError: if they share no task, or differ in the test tracks, labels or targets of a task.
@@ -293,14 +270,9 @@ def paired_difference(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Difference a - b of two sources, of one results file or of two, with paired bootstrap intervals.
+    """Difference a - b of two sources, of one results file (folder) or two: [`paired_difference_of_predictions`].
 
-    Args:
-        results_a, results_b (`str` or `Path`): results.json files or their folders.
-        source_a, source_b (`str`, *optional*): sources; by default the first one of each file.
-
-    Returns:
-        `dict[str, Difference]`: see `paired_difference_of_predictions`.
+    `source_a` and `source_b` are by default the first one of each file.
     """
     first, second = load_predictions(results_a, source_a), load_predictions(results_b, source_b)
     return paired_difference_of_predictions(first, second, num_resamples, seed)

@@ -58,13 +58,9 @@ class SuiteSettings:
         layers (`str` or `Sequence[str]`, *optional*): layers of models to try (`"conv"`, `"0"`, ...); by default all;
             `"pilot"`: for each task only the one that `quick` chooses on validation. JukeMIR fixed its layer by a
             pilot, too.
-        random_init_seed (`int`): seed of the weights of `random-init`.
         cache_dir (`str` or `Path`, *optional*): where features and the scores of searches are kept; by default
             `cache/` in the output folder.
-        window_seconds (`float`): longest piece that a model hears at once, in seconds.
         precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where the hardware multiplies it).
-        device (`str`): torch device.
-        progress (`bool`): show progress bars.
         allow_missing (`bool`): leave out tracks without usable audio; see `load_task`.
         trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
         export (`str` or `Path`, *optional*): folder for the model with its chosen probe of the first seed, see
@@ -96,16 +92,9 @@ def run_suite(
 
     Args:
         sources: see `resolve_sources`: model folders or Hub ids, `random-init`, `mfcc`, `chroma`, `mel`.
-        tasks (`str` or `Sequence[str]`): task or group names.
-        data (`str` or `Path`): folder of the tasks' data.
         output (`str` or `Path`): folder for results.json, `predictions/` and, unless `cache_dir` is given, `cache/`.
             Results that are there and are not all measured again go to `earlier/1`, `earlier/2`, ...
-        search (`str`): name of the protocol.
-        seeds (`Sequence[int]`): probe seeds.
         settings: see [`SuiteSettings`].
-
-    Returns:
-        `Path`: of results.json.
 
     Raises:
         ValueError, OSError: before audio is read, if a name, layer or seed is unknown, data is missing, `output` is a
@@ -279,10 +268,6 @@ def keep_earlier_results(output: Path, records: Sequence[Mapping]) -> None:
     """Move the results in `output` to `output/earlier/1` (or 2, ...), unless `records` measure all of them again.
 
     The predictions that they name go with them, and a warning says where they are.
-
-    Args:
-        output (`Path`): folder of a run, with or without `results.json` and `predictions/`.
-        records (`Sequence[Mapping]`): records that are to take the place of those in `results.json`.
     """
     if not (output / RESULTS).is_file():
         return

@@ -170,7 +170,6 @@ def synthesize_corpus(
         out: folder to create. It must not exist, be empty, or hold the same corpus.
         num_clips: number of clips, 1 or more. Multiples of 200 are split exactly 60/15/25 %.
         seed, clip_seconds: as for [`synthesize_clip`].
-        num_proc: number of processes.
 
     Returns:
         The contents of synth.json: the settings, the clips per split, and the vocabularies genres, keys and tags.

@@ -25,10 +25,7 @@ def find_one(folder: Path, pattern: str, what: str, source: str) -> Path:
     """The one file of a data set that fits a pattern, such as `**/annotations_final.csv`.
 
     Args:
-        folder (`Path`): of the data set.
-        pattern (`str`): for [`pathlib.Path.glob`].
-        what (`str`): what errors call the file.
-        source (`str`): where the data set is to be had, for errors.
+        what, source (`str`): for errors: what the file is, and where the data set is to be had.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -44,12 +41,6 @@ def find_one(folder: Path, pattern: str, what: str, source: str) -> Path:
 
 def read_table(path: Path, delimiter: str, columns: Sequence[str], source: str = "") -> list[dict[str, str]]:
     """Read columns of a table by name. Quotes, CR LF, stray blanks and tabs, and trailing empty fields are no matter.
-
-    Args:
-        path (`Path`): of the table, in UTF-8.
-        delimiter (`str`): a tab or a comma.
-        columns (`Sequence[str]`): needed; others are passed over.
-        source (`str`): where the data set is to be had, for errors.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -91,11 +82,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def index_audio(folder: Path, key: Callable[[Path], str | None]) -> tuple[dict[str, Path], list[str]]:
-    """Find audio files below a folder by an id that their path gives, whatever their format.
-
-    Args:
-        folder (`Path`): where to look.
-        key: path relative to the folder -> id, or None for a file that has none.
+    """Audio files below a folder by the id that `key` gives their relative path (None: no id), whatever their format.
 
     Returns:
         `tuple[dict[str, Path], list[str]]`: id to file, the first in order of names; and the other files, relative.
@@ -119,9 +106,6 @@ class Task:
     """Declaration of a probing task.
 
     Attributes:
-        name (`str`): name on the command line and in results.
-        title (`str`): short human name.
-        problem_type (`str`): `single_label_classification`, `multi_label_classification` or `regression`.
         metrics (`tuple[str, ...]`): what is reported, names of `common/metrics.py`.
         primary_metric (`str`): what chooses layer and settings on the validation split.
         value_metrics (`tuple[str, ...]`): metrics whose mean is the task's value in the task mean.
@@ -186,8 +170,6 @@ class Split:
     """One split of a task: track ids, audio files and targets, in one order.
 
     Attributes:
-        track_ids (`tuple[str, ...]`): one per track.
-        paths (`tuple[Path, ...]`): audio files.
         targets (`np.ndarray`): `(n,)` int64 classes, `(n, K)` float32 zeros and ones, or `(n, K)` float32 values.
         num_clips (`tuple[int, ...]`): whole clips of `Task.clip_seconds` in each song, from its start, by the length
             that its header states; at least 1. Empty where a track is one clip.
@@ -204,8 +186,6 @@ class TaskData:
     """A task with its three splits. Features of a task come in this order: train, then validation, then test.
 
     Attributes:
-        task (`Task`): with labels.
-        splits (`dict[str, Split]`): `"train"`, `"validation"` and `"test"`.
         differences (`tuple[str, ...]`): sentences that say how the data differs from the benchmark's. They name the
             first tracks.
         extra (`tuple[str, ...]`): audio files in the folder that the data set does not know; they are not used.
@@ -254,11 +234,8 @@ class Found:
     """What a reader found in a folder; audio files are not checked yet.
 
     Attributes:
-        task (`Task`): with labels.
-        examples (`Sequence[Example]`): the tracks, in order.
         where (`str` or `Path`): what errors call the data.
         differences (`Mapping[str, Sequence[str]]`): what differs from the benchmark, in sentences, with tracks.
-        extra (`Sequence[str]`): audio files that are not used.
     """
 
     task: Task

@@ -178,8 +178,7 @@ CLIP_TOLERANCE_SECONDS = 0.1
 def resolve_tasks(names: str | Sequence[str]) -> tuple[str, ...]:
     """Expand task and group names (`synthetic`: the four synthetic tasks; `paper`: those of Table 1), each task once.
 
-    Raises:
-        ValueError: if a name is neither a task nor a group.
+    Raises ValueError if a name is neither a task nor a group.
     """
     names = [names] if isinstance(names, str) else list(names)
     resolved = []
@@ -194,7 +193,6 @@ def load_task(name: str, folder: str | Path, allow_missing: bool = False) -> Tas
     """Load a task's splits from a local folder; nothing is downloaded.
 
     Args:
-        name (`str`): a task of `TASKS`.
         folder (`str` or `Path`): where the data set lies, or a folder that holds it as a folder of its name
             (`Task.dataset`), so that several data sets can share one.
         allow_missing (`bool`): leave out tracks whose audio is missing or unreadable. The result is then not
@@ -218,8 +216,7 @@ def load_task(name: str, folder: str | Path, allow_missing: bool = False) -> Tas
 def check_found(found: Found, allow_missing: bool = False) -> TaskData:
     """The data of a task from what its reader found: targets made, files checked, counts held against the benchmark's.
 
-    Raises:
-        FileNotFoundError, ValueError: as [`load_task`].
+    Raises as [`load_task`].
     """
     task, by_split = found.task, _examples_by_split(found)
     targets = {

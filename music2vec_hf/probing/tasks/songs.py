@@ -33,14 +33,9 @@ EMOMUSIC_STATISTICS = ((4.756063, 4.973865), (1.386010, 1.254618))
 
 
 def split_differences(split_of: Mapping[str, str], list_name: str) -> dict[str, list[str]]:
-    """Sentences on tracks that a split rule, run on this copy's metadata, does not put where the published list does.
+    """Sentences, to their tracks, on tracks that a split rule does not put where the published list of `lists/` does.
 
-    Args:
-        split_of (`Mapping[str, str]`): track to split, by the rule.
-        list_name (`str`): of the published list in `lists/`.
-
-    Returns:
-        `dict[str, list[str]]`: sentence to tracks.
+    `split_of` maps each track of this copy's metadata to its split by the rule.
     """
     published = benchmark_split(list_name)
     groups = {
@@ -60,13 +55,10 @@ def benchmark_split(list_name: str) -> dict[str, str]:
 
 
 def split_by_artists(artists: Mapping[str, str]) -> dict[str, str]:
-    """Train or validation for every song, so that artists who work together are in one split.
+    """Train or validation for every song, by song to its artists, so that artists who work together are in one split.
 
     An artist's hash decides first; then, twice over all songs in their order, every co-artist of a validation artist
     becomes one. The hash looks at all 1,486 songs, before any is left out for its annotation.
-
-    Args:
-        artists (`Mapping[str, str]`): song to its artists, separated by commas.
     """
     names = {song: [artist.strip() for artist in text.split(",")] for song, text in artists.items()}
     in_validation = {
