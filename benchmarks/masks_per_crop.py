@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pretrain_step import counted_by_hand
 
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.pretraining.arguments import load_recipe
 from music2vec_hf.probing.report_tables import TASK_MEAN, table_rows
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.scores import Predictions, load_predictions, paired_difference_of_predictions
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -9,8 +9,7 @@ stopped.
 
 import sys
 
-from music2vec_hf.finetuning.arguments import parse_arguments
-from music2vec_hf.finetuning.fitting import finetune
+from music2vec_hf.finetuning.fitting import finetune, parse_arguments
 
 
 def main() -> None:

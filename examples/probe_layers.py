@@ -5,7 +5,7 @@ python examples/probe_layers.py MODEL synthetic-genre DATA OUTPUT
 
 import sys
 
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.suite import run_suite
 
 

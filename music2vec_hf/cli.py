@@ -313,7 +313,7 @@ def similar(library, query, **settings) -> None:
 )
 def probe(model, task, data, output, baselines, layers, device, **settings) -> None:
     """Probe a model on a task, beside random weights, spectral features and chance."""
-    from music2vec_hf.common.results import read_results
+    from music2vec_hf.common.files import read_results
     from music2vec_hf.features.encoders import choose_device
     from music2vec_hf.probing.report_tables import format_table, notices
     from music2vec_hf.probing.suite import run_suite

@@ -74,8 +74,7 @@ def run_demo(output: str | Path = "demo", seed: int = 1) -> Path:
     Raises:
         ValueError: if a stage fails; its own message stands above.
     """
-    from music2vec_hf.common.files import write_json
-    from music2vec_hf.common.results import read_results
+    from music2vec_hf.common.files import read_results, write_json
     from music2vec_hf.probing.report_tables import format_table, verdicts
 
     output = Path(output)

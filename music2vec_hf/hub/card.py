@@ -8,9 +8,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from music2vec_hf.common.files import read_json
+from music2vec_hf.common.files import RESULTS, read_json, read_metrics, read_results, read_run, with_format
 from music2vec_hf.common.render import Markdown, markdown_code, markdown_text, render
-from music2vec_hf.common.results import RESULTS, read_metrics, read_results, read_run, with_format
 from music2vec_hf.features.encoders import load_model, model_hash
 
 CONFIG, WEIGHTS, INDEX, STATE = (

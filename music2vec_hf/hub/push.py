@@ -10,9 +10,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from music2vec_hf.common.files import check_new_folder, read_json, written_aside
+from music2vec_hf.common.files import RESULTS, check_new_folder, read_json, with_format, written_aside
 from music2vec_hf.common.hub import explain_push_errors
-from music2vec_hf.common.results import RESULTS, with_format
 from music2vec_hf.hub.card import CONFIG, PARTS, read_model_config, read_scores, weight_files, write_model_card
 from music2vec_hf.model import configuration_music2vec
 

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import music2vec_hf
 from music2vec_hf.common.computing import choose_precision
-from music2vec_hf.common.files import read_json, write_json, written_aside
-from music2vec_hf.common.results import RUN, read_run
+from music2vec_hf.common.files import RUN, read_json, read_run, write_json, written_aside
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.model.teacher_music2vec import EMATeacher

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from music2vec_hf.common.files import write_text
-from music2vec_hf.common.results import METRICS, read_metrics
+from music2vec_hf.common.files import METRICS, read_metrics, write_text
 from music2vec_hf.pretraining import TrainingStopped
 
 # Monitor, the recipe's limit, whether the limit is a floor, and what has happened beyond it.

@@ -1,5 +1,6 @@
 """Tables and sentences of the report: scores, what the intervals say, notices, published scores, the layer guide."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ OURS = {
     True: "Ours, comparable with rows of the same protocol",
     False: "Ours, not comparable where marked, nor in the means",
 }
+PARTS = ("records", "averages", "comparisons")
 DATA_MARK, QUICK_MARK, LAYERS_MARK = "d", "q", "l"  # the paper's own mark is in the table
 
 
@@ -271,3 +273,30 @@ def describe_settings(settings: Mapping) -> str:
     if "standardise" in settings:
         parts.append("standardised" if settings["standardise"] else "not standardised")
     return ", ".join(parts)
+
+
+def distinct_sources(results: Sequence[Mapping], names: Sequence[str]) -> list[dict]:
+    """Results whose source names are distinct: where two files would claim the same cell, the file's name is added.
+
+    The same source (equal weights and protocol) on other tasks in another file keeps its name, so that tasks
+    which were probed one by one share a column.
+    """
+    claims, identities = defaultdict(set), defaultdict(set)
+    for number, content in enumerate(results):
+        for record in content["records"]:
+            claims[record["source"]].add((record["task"], number))
+            identities[record["source"]].add((record["model_hash"], record["protocol"]))
+    clashing = {
+        source
+        for source, cells in claims.items()
+        if len(cells) > len({task for task, _ in cells}) or len(identities[source]) > 1
+    }
+
+    def renamed(row: Mapping, name: str) -> dict:
+        keys = [key for key in ("source", "baseline") if row.get(key) in clashing]
+        return {**row, **{key: f"{name}/{row[key]}" for key in keys}}
+
+    return [
+        {**content, **{part: [renamed(row, name) for row in content.get(part, ())] for part in PARTS}}
+        for name, content in zip(names, results, strict=True)
+    ]

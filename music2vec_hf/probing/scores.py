@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from music2vec_hf.common.files import write_npz
+from music2vec_hf.common.files import read_results, write_npz
 from music2vec_hf.common.metrics import get_metric
-from music2vec_hf.common.results import read_results
 from music2vec_hf.probing.tasks.loading import TASKS
 
 NUM_RESAMPLES = 1000

@@ -15,8 +15,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from music2vec_hf.common.files import written_aside
-from music2vec_hf.common.results import RESULTS, read_results, write_results
+from music2vec_hf.common.files import RESULTS, read_results, write_results, written_aside
 from music2vec_hf.features.encoders import RANDOM_INIT, FeatureSource, open_source, resolve_sources
 from music2vec_hf.features.store import FeatureRows, FeatureStore, audio_digests
 from music2vec_hf.probing.evaluation import (

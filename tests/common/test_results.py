@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from music2vec_hf.common.results import read_metrics, read_results, read_run, write_results
+from music2vec_hf.common.files import read_metrics, read_results, read_run, write_results
 
 
 def test_results_come_back_from_file_or_folder(tmp_path):

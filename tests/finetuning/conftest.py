@@ -3,7 +3,7 @@
 import pytest
 
 from music2vec_hf import Music2VecFeatureExtractor
-from music2vec_hf.finetuning.arguments import parse_arguments
+from music2vec_hf.finetuning.fitting import parse_arguments
 from music2vec_hf.synthetic.generator import synthesize_corpus
 
 

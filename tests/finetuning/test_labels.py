@@ -12,9 +12,8 @@ from toy_audio import write_metadata
 from music2vec_hf import Music2VecFeatureExtractor
 from music2vec_hf.audio.labels import Labels, find_labels
 from music2vec_hf.audio.reading import read_audio
-from music2vec_hf.finetuning.arguments import parse_arguments
 from music2vec_hf.finetuning.clips import RandomCrops, Windows, load_labelled_corpus
-from music2vec_hf.finetuning.fitting import class_weights, score_clips
+from music2vec_hf.finetuning.fitting import class_weights, parse_arguments, score_clips
 from music2vec_hf.synthetic.generator import load_synthetic_labels
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"

@@ -5,8 +5,7 @@ import os
 from transformers import Trainer
 from warm_python import PROCESSES, as_rank, free_port
 
-from music2vec_hf.finetuning.arguments import FinetuneArguments
-from music2vec_hf.finetuning.fitting import finetune
+from music2vec_hf.finetuning.fitting import FinetuneArguments, finetune
 
 RUNS = {"full": {"mode": "full"}, "early_layer": {"mode": "lora", "classifier_layer": "1"}}
 

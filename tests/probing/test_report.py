@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from music2vec_hf.common.files import read_results, write_results
 from music2vec_hf.common.metrics import key_score_table
-from music2vec_hf.common.results import read_results, write_results
 from music2vec_hf.probing import report
-from music2vec_hf.probing.report_figures import KEYS_BY_FIFTHS
+from music2vec_hf.probing.report import KEYS_BY_FIFTHS
 from music2vec_hf.probing.report_tables import (
     comparison,
+    distinct_sources,
     format_table,
     layer_guide,
     layer_guide_rows,
@@ -151,11 +152,11 @@ def test_several_files_stand_side_by_side(probed, tmp_path):
 def test_a_source_on_other_tasks_in_another_file_keeps_its_name(record):
     first = {"records": [record("pretrained", "gtzan", "accuracy", 0.7)]}
     second = {"records": [record("pretrained", "emomusic", "r2_arousal", 0.6)]}
-    names = [[row["source"] for row in part["records"]] for part in report.distinct_sources([first, second], "ab")]
+    names = [[row["source"] for row in part["records"]] for part in distinct_sources([first, second], "ab")]
     assert names == [["ours"], ["ours"]]
     for change in ({"model_hash": "other"}, {"protocol": "jukemir"}, {"task": "gtzan"}):
         changed = {"records": [second["records"][0] | change]}
-        parts = report.distinct_sources([first, changed], "ab")
+        parts = distinct_sources([first, changed], "ab")
         assert [part["records"][0]["source"] for part in parts] == ["a/ours", "b/ours"], change
 
 

@@ -11,7 +11,7 @@ from toy_datasets import build_emomusic, build_giantsteps, gtzan_subset
 from toy_tasks import SEARCH, toy_task
 
 from music2vec_hf import Music2VecModel
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.probing import suite
 from music2vec_hf.probing.evaluation import probe
 from music2vec_hf.probing.probes import SEARCHES

@@ -8,7 +8,7 @@ import pytest
 import torchaudio.datasets.gtzan as published
 from toy_datasets import DATASETS, GENRES, copy_of, gtzan_subset, link, write_tone
 
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks import loading
 from music2vec_hf.probing.tasks.classes import SINGERS, TECHNIQUES, split_stems

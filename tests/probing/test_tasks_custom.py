@@ -8,7 +8,7 @@ import pytest
 from toy_audio import write_metadata
 from toy_datasets import write_tone
 
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import NO_BENCHMARK, load_task
