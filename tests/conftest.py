@@ -6,6 +6,8 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+from toy_model import save_model
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -65,9 +67,7 @@ def encoder(tiny_config):
 @pytest.fixture
 def encoder_folder(encoder, tmp_path):
     """The encoder as a folder of a model."""
-    encoder.save_pretrained(tmp_path / "model")
-    music2vec_hf.Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_model(encoder, tmp_path / "model")
 
 
 @pytest.fixture
@@ -130,8 +130,7 @@ def probed(tmp_path_factory):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
     config = music2vec_hf.Music2VecConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
-    music2vec_hf.Music2VecModel(config).save_pretrained(root / "model")
-    music2vec_hf.Music2VecFeatureExtractor().save_pretrained(root / "model")
+    save_model(music2vec_hf.Music2VecModel(config), root / "model")
     names = {"pretrained": str(root / "model"), "random-init": "random-init", "chroma": "chroma"}
     settings = {"seeds": (0, 1), "layers": ["conv", "2"], "progress": False}
     with pytest.MonkeyPatch.context() as patch:  # a few steps make as real a file

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from toy_model import save_model
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecModel
 from music2vec_hf.audio.containers import PackedFile
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.cli import main
@@ -76,9 +77,7 @@ class Hostile:
 @pytest.fixture
 def model(tiny_config, tmp_path):
     folder = tmp_path / "model"
-    Music2VecModel(tiny_config).save_pretrained(folder)
-    Music2VecFeatureExtractor().save_pretrained(folder)
-    return folder
+    return save_model(Music2VecModel(tiny_config), folder)
 
 
 def test_weights_in_a_pickle_are_read_and_not_run(model, tmp_path, capsys):

@@ -13,9 +13,10 @@ import pytest
 import soundfile
 import torch
 from hub_server import TOKEN
+from toy_model import save_model
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
-from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining
+from music2vec_hf import Music2VecConfig, Music2VecForPreTraining
 from music2vec_hf.corpus.prepare import prepare_corpus
 
 TOY = "--hidden_size 16 --num_hidden_layers 3 --num_attention_heads 2 --intermediate_size 32"
@@ -188,8 +189,7 @@ def filled(hub, audio):
     for branch, width in (("main", 32), ("smaller", 16)):
         torch.manual_seed(0)
         model = Music2VecForPreTraining(Music2VecConfig(**SIZES | {"intermediate_size": width}))
-        model.save_pretrained(models / "model" / branch)
-        Music2VecFeatureExtractor().save_pretrained(models / "model" / branch)
+        save_model(model, models / "model" / branch)
     shutil.copytree(models / "model", models / "private")
     make_published(models / "music2vec-v1" / "main")
     prepare_corpus(audio / "train", datasets / "corpus" / "main", num_proc=1, progress=False)

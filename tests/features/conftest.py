@@ -4,8 +4,9 @@ import pytest
 import soundfile
 import torch
 from toy_audio import noise
+from toy_model import save_model
 
-from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecConfig, Music2VecModel
 
 SIZES = {
     "hidden_size": 16,
@@ -26,9 +27,7 @@ def encoder():
 def encoder_folder(encoder, tmp_path_factory):
     """The encoder as a folder of a model."""
     folder = tmp_path_factory.mktemp("features") / "model"
-    encoder.save_pretrained(folder)
-    Music2VecFeatureExtractor().save_pretrained(folder)
-    return folder
+    return save_model(encoder, folder)
 
 
 # One interpreter for all: each run is a child of its own, which kills itself.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from toy_model import save_model
 from transformers import (
     AutoModel,
     BertConfig,
@@ -23,7 +24,7 @@ from transformers import (
     WavLMModel,
 )
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecModel
 from music2vec_hf.features import windows
 from music2vec_hf.features.embeddings import embed
 from music2vec_hf.features.encoders import load_encoder
@@ -126,8 +127,7 @@ def test_layers_of_other_models_are_their_hidden_states_per_window(kind, tmp_pat
 
 def test_the_frozen_music2vec_and_data2vec_models_go_the_fast_way_with_conv(tiny_config, tmp_path):
     torch.manual_seed(0)
-    Music2VecModel(tiny_config).save_pretrained(tmp_path / "ours")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "ours")
+    save_model(Music2VecModel(tiny_config), tmp_path / "ours")
     Data2VecAudioModel(Data2VecAudioConfig(**TINY)).save_pretrained(tmp_path / "plain")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "plain")
     clip = noise(2.5)

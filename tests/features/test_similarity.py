@@ -9,8 +9,9 @@ import pytest
 import soundfile
 import torch
 from toy_audio import noise
+from toy_model import save_model
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel, embed
+from music2vec_hf import Music2VecModel, embed
 from music2vec_hf.cli import main
 from music2vec_hf.features.store import vectors
 from music2vec_hf.features.tables import find_similar, nearest, write_embeddings
@@ -61,8 +62,7 @@ def test_the_library_knows_its_model(encoder, library, tmp_path, encoder_folder)
     settings = json.loads(pq.read_schema(library).metadata[b"music2vec_hf"])
     assert settings["model"] == str(encoder_folder) and settings["window_seconds"] == 1
     torch.manual_seed(1)
-    Music2VecModel(encoder.config).save_pretrained(tmp_path / "other")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "other")
+    save_model(Music2VecModel(encoder.config), tmp_path / "other")
     query = library.parent / "music" / "1.wav"
     with pytest.raises(ValueError, match="has other weights than the model that made"):
         find_similar(library, query, model=tmp_path / "other")

@@ -1,8 +1,8 @@
 """A labelled toy corpus and a toy model for fine-tuning."""
 
 import pytest
+from toy_model import save_model
 
-from music2vec_hf import Music2VecFeatureExtractor
 from music2vec_hf.finetuning.fitting import parse_arguments
 from music2vec_hf.synthetic.generator import synthesize_corpus
 
@@ -19,9 +19,7 @@ def synthetic(tmp_path_factory):
 def pretrained(tiny_student, tmp_path):
     """Folder of a pretrained toy model, with dropout as real ones have."""
     tiny_student.config.hidden_dropout, tiny_student.config.layerdrop = 0.1, 0.1
-    tiny_student.save_pretrained(tmp_path / "pretrained")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "pretrained")
-    return tmp_path / "pretrained"
+    return save_model(tiny_student, tmp_path / "pretrained")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from toy_model import save_model
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 from transformers.utils import logging as transformers_logging
 
@@ -30,9 +31,7 @@ with torch.no_grad():
 
 @pytest.fixture
 def student_folder(tiny_student, tmp_path):
-    tiny_student.save_pretrained(tmp_path / "student")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "student")
-    return tmp_path / "student"
+    return save_model(tiny_student, tmp_path / "student")
 
 
 def test_an_exported_model_needs_only_transformers(offline, student_folder, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from safetensors.torch import load_file, save_file
+from toy_model import save_model
 
-from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForSequenceClassification
+from music2vec_hf import Music2VecConfig, Music2VecForSequenceClassification
 from music2vec_hf.features.encoders import load_model, model_hash
 from music2vec_hf.hub.card import describe_run, read_scores, write_model_card
 
@@ -21,9 +22,7 @@ REPO = "someone/tiny"
 def folder(tiny_student, tmp_path):
     """A model without a run and without scores."""
     path = tmp_path / "a secret place" / "model"
-    tiny_student.save_pretrained(path)
-    Music2VecFeatureExtractor().save_pretrained(path)
-    return path
+    return save_model(tiny_student, path)
 
 
 def card_of(folder, **options):
@@ -266,8 +265,7 @@ def test_a_head_is_told_with_its_labels(tiny_config, tmp_path):
     labels = {index: name for index, name in enumerate(["folk", "free | jazz", "techno"])}
     head = {"id2label": labels, "classifier_layer": "weighted", "problem_type": "multi_label_classification"}
     config = Music2VecConfig(**tiny_config.to_dict() | head)
-    Music2VecForSequenceClassification(config).save_pretrained(tmp_path / "tagger")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "tagger")
+    save_model(Music2VecForSequenceClassification(config), tmp_path / "tagger")
     card = card_of(tmp_path / "tagger")
     assert (
         "| labels | folk, free \\| jazz, techno |" in card

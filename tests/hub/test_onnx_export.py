@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from toy_model import save_model
 
 from music2vec_hf import (
     Music2VecConfig,
@@ -40,9 +41,7 @@ GENRES = {0: "blues", 1: "jazz", 2: "rock"}
 
 def save(cls, folder, **config):
     torch.manual_seed(0)
-    cls(Music2VecConfig(**TOY, **config)).save_pretrained(folder)
-    Music2VecFeatureExtractor().save_pretrained(folder)
-    return folder
+    return save_model(cls(Music2VecConfig(**TOY, **config)), folder)
 
 
 @pytest.fixture(scope="module")

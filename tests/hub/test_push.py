@@ -9,6 +9,7 @@ import soundfile
 import torch
 from hub_server import TOKEN, HubServer
 from safetensors.torch import load_file
+from toy_model import save_model
 from warm_python import WarmPython
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
@@ -25,8 +26,7 @@ REPO = "someone/pushed"
 def checkpoint(tiny_student, tmp_path):
     """A checkpoint folder of a run, training state and all."""
     folder = tmp_path / "run" / "checkpoint-2"
-    tiny_student.save_pretrained(folder)
-    Music2VecFeatureExtractor().save_pretrained(folder)
+    save_model(tiny_student, folder)
     shutil.copy(folder / "model.safetensors", folder / "teacher.safetensors")
     torch.save({}, folder / "optimizer.pt")
     (folder / "trainer_state.json").write_text(json.dumps({"step": 2, "recipe": {}}))

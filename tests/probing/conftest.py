@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from toy_datasets import DATASETS
+from toy_model import save_model
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecModel
 from music2vec_hf.probing.probes import SEARCHES
 from music2vec_hf.synthetic.generator import synthesize_corpus
 
@@ -38,8 +39,7 @@ def short_searches(monkeypatch):
 def model_folder(tiny_config, tmp_path):
     """Folder of a toy model with random weights, the same in every test."""
     torch.manual_seed(0)
-    Music2VecModel(tiny_config).save_pretrained(tmp_path / "model")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
+    save_model(Music2VecModel(tiny_config), tmp_path / "model")
     return str(tmp_path / "model")
 
 

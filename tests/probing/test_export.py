@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from toy_model import save_model
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
@@ -16,7 +17,7 @@ from transformers import (
     pipeline,
 )
 
-from music2vec_hf import Music2VecFeatureExtractor, Music2VecModel
+from music2vec_hf import Music2VecModel
 from music2vec_hf.features.encoders import open_source, resolve_sources
 from music2vec_hf.features.store import FeatureStore
 from music2vec_hf.probing.export import export_probe, plan_exports
@@ -34,9 +35,7 @@ TASK = TASKS["gtzan"]
 def model(tmp_path, tiny_config):
     torch.manual_seed(0)
     folder = tmp_path / "encoder"
-    Music2VecModel(tiny_config).save_pretrained(folder)
-    Music2VecFeatureExtractor().save_pretrained(folder)
-    return folder
+    return save_model(Music2VecModel(tiny_config), folder)
 
 
 @pytest.fixture
@@ -175,8 +174,7 @@ def test_a_run_exports_what_it_scored(model, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_checkpoint_in_half_precision_is_probed_and_exported_in_float32(model, clips, tmp_path, dtype):
     for name, stored in (("half", dtype), ("whole", torch.float32)):
-        Music2VecModel.from_pretrained(model).to(dtype).to(stored).save_pretrained(tmp_path / name)
-        Music2VecFeatureExtractor().save_pretrained(tmp_path / name)
+        save_model(Music2VecModel.from_pretrained(model).to(dtype).to(stored), tmp_path / name)
     half, whole = features_of(tmp_path / "half", clips), features_of(tmp_path / "whole", clips)
     for layer, values in half.items():
         assert values.dtype == np.float32
