@@ -6,7 +6,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-from toy_model import save_model
+from toy_model import SIZES, save_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -36,20 +36,16 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """`datasets` keeps what this test loads in a folder of its own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
 def tiny_config():
     """Three layers, 16 wide, without anything random in training."""
-    return music2vec_hf.Music2VecConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=[8] * 7,
-        num_conv_pos_embedding_groups=4,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
-        average_top_k_layers=2,
-    )
+    unvaried = dict.fromkeys(("hidden_dropout", "attention_dropout", "layerdrop"), 0.0)
+    return music2vec_hf.Music2VecConfig(**SIZES, **unvaried, average_top_k_layers=2)
 
 
 @pytest.fixture
@@ -128,9 +124,7 @@ def probed(tmp_path_factory):
     root = tmp_path_factory.mktemp("probed")
     synthesize_corpus(root / "corpus", 80, seed=3, clip_seconds=2.0)
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    config = music2vec_hf.Music2VecConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
-    save_model(music2vec_hf.Music2VecModel(config), root / "model")
+    save_model(music2vec_hf.Music2VecModel(music2vec_hf.Music2VecConfig(**SIZES)), root / "model")
     names = {"pretrained": str(root / "model"), "random-init": "random-init", "chroma": "chroma"}
     settings = {"seeds": (0, 1), "layers": ["conv", "2"], "progress": False}
     with pytest.MonkeyPatch.context() as patch:  # a few steps make as real a file

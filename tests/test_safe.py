@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import pickle
 import tarfile
 from pathlib import Path
 
@@ -179,8 +178,3 @@ def test_a_configuration_with_impossible_values_gets_one_sentence(model, tmp_pat
     assert main(["export", str(model), str(tmp_path / "plain")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"The config.json of {model} cannot be used (`classifier_layer` is " in said
-
-
-def test_the_hostile_pickle_is_one(tmp_path):
-    pickle.loads(pickle.dumps(Hostile(tmp_path / "was run")))
-    assert (tmp_path / "was run").exists()

@@ -47,11 +47,11 @@ def write(path, samples, rate=16000, **kwargs):
     soundfile.write(path, samples, rate, **kwargs)
 
 
-def contents(folder):
+def contents(folder, pattern="*"):
     """Hash of each file by its name."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(folder.rglob(pattern))
         if path.is_file()
     }
 

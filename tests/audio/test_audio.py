@@ -1,13 +1,12 @@
 """Decoding: what comes out of every format, what resampling lets through, what is refused and how."""
 
-import io
 import sys
 import types
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from awkward import encoded
 
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.reading import encode_flac, find_audio_files, read_audio, read_flac_crop
@@ -22,12 +21,6 @@ def tone(frequency, seconds=2.0, rate=SAMPLING_RATE, level=0.5):
 
 def noise(num_samples, channels=1, seed=0, level=0.1):
     return np.clip(level * np.random.default_rng(seed).standard_normal((num_samples, channels)), -0.99, 0.99)
-
-
-def encoded(samples, rate=SAMPLING_RATE, format="WAV", subtype=None):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
-    return buffer.getvalue()
 
 
 def gain_db(samples, level=0.5):

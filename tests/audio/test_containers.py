@@ -89,6 +89,7 @@ TEXT = 'file_name,split,title\n0.wav,train,Café\n1.wav,test,"Noël, live"\n'
         TEXT.encode("utf-8-sig"),
         TEXT.encode("utf-16"),
         TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace(",", "\t").replace('"Noël\t live"', "Noël, live").encode("utf-8-sig"),
         b"sep=;\r\n" + TEXT.replace(",", ";").replace('"Noël; live"', "Noël, live").encode(),
         TEXT.replace(",", ";").replace('"Noël; live"', "Noël, live").encode(),
     ],

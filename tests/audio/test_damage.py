@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from awkward import encoded, music
+from toy_corpus import contents
 
 from music2vec_hf.corpus.prepare import prepare_corpus
 
@@ -182,10 +183,6 @@ def test_a_file_that_may_not_be_read_is_rejected(tmp_path):
             os.seteuid(before)
         lines = (folder / "out" / "rejects.csv").read_text().splitlines()
         assert lines[1:] == ["secret.wav,unreadable: it cannot be opened (Permission denied)."]
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A data set as SOURCE gives the corpus that the folder of its files gives; a corpus goes to the Hub and back."""
 
 import csv
-import hashlib
 import json
 import sys
 import tarfile
@@ -13,29 +12,16 @@ import pytest
 import soundfile
 from awkward import TABLE, in_order, make_awkward_folder, music
 from hub_server import TOKEN
+from toy_corpus import contents, prepare
 
 from music2vec_hf.corpus.loading import load_corpus
-from music2vec_hf.corpus.prepare import prepare_corpus
 
 LETTERS = "abcdef"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+def no_torchcodec(own_cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-
-
-def prepare(source, out, **settings):
-    return prepare_corpus(source, out, **{"clip_seconds": 5.0, "progress": False, **settings})
-
-
-def contents(folder, pattern="*"):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob(pattern))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from hub_server import TOKEN
-from toy_model import save_model
+from toy_model import SIZES, save_model
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
 from music2vec_hf import Music2VecConfig, Music2VecForPreTraining
@@ -22,15 +22,6 @@ from music2vec_hf.corpus.prepare import prepare_corpus
 TOY = "--hidden_size 16 --num_hidden_layers 3 --num_attention_heads 2 --intermediate_size 32"
 TOY += " --num_conv_pos_embedding_groups 4 --average_top_k_layers 2 --crop_seconds 1.0 --batch_seconds 4.0"
 TOY += " --mask_group_seconds 4.0 --max_steps 2 --log_every 1 --num_workers 0 --precision fp32 --conv_dim" + 7 * " 8"
-
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embedding_groups": 4,
-}
 
 # Everything that reads a model, by id and from the folder that the id names; run online, then offline.
 MODELS = """

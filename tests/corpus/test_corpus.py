@@ -18,10 +18,7 @@ from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.corpus.clips import convert_to_wav
 from music2vec_hf.corpus.loading import load_corpus, read_clip, read_crop
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,7 @@ from music2vec_hf.corpus.inspection import format_summary, inspect_corpus, write
 from music2vec_hf.corpus.loading import load_corpus
 from music2vec_hf.features.embeddings import list_inputs
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def put(folder, name, content):

@@ -4,23 +4,15 @@ import pytest
 import soundfile
 import torch
 from toy_audio import noise
-from toy_model import save_model
+from toy_model import SIZES, save_model
 
 from music2vec_hf import Music2VecConfig, Music2VecModel
-
-SIZES = {
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embedding_groups": 4,
-}
 
 
 @pytest.fixture(scope="session")
 def encoder():
     torch.manual_seed(0)
-    return Music2VecModel(Music2VecConfig(num_hidden_layers=3, average_top_k_layers=2, **SIZES)).eval()
+    return Music2VecModel(Music2VecConfig(average_top_k_layers=2, **SIZES)).eval()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from toy_model import save_model
+from toy_model import SIZES, save_model
 from transformers import (
     AutoModel,
     BertConfig,
@@ -30,14 +30,7 @@ from music2vec_hf.features.embeddings import embed
 from music2vec_hf.features.encoders import load_encoder
 from music2vec_hf.features.windows import hear_tracks, load_tracks
 
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embedding_groups": 4,
-}
+TINY = SIZES | {"num_hidden_layers": 2}
 OTHERS = {
     # Base models of both kinds: group norm over time in the front end, and layer norm over channels.
     "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, {"num_conv_pos_embeddings": 16, "feat_extract_norm": "group"}),

@@ -81,6 +81,7 @@ def test_a_folder_of_audio_has_labels_by_metadata_or_by_folder(synthetic, tmp_pa
     dataset = load_labelled_corpus(synthetic, "validation")
     wanted = {row["track_id"]: row["genre"] for row in rows if row["split"] == "validation"}
     assert dict(zip(dataset["track_id"][:], dataset["genre"][:], strict=True)) == wanted
+    assert load_labelled_corpus(synthetic / "metadata.csv", "validation")["genre"][:] == dataset["genre"][:]
     for row in rows:
         place = tmp_path / "folders" / row["split"] / row["genre"]
         place.mkdir(parents=True, exist_ok=True)
@@ -119,24 +120,6 @@ def test_a_data_set_of_parquet_files(synthetic, tmp_path):
         load_labelled_corpus(tmp_path / "parquet", "test")
     with pytest.raises(ValueError, match="has no split 'validation', only train, test"):
         load_labelled_corpus(tmp_path / "parquet", "validation")
-
-
-@pytest.mark.parametrize(
-    ("encoding", "separator", "sentence"),
-    [("utf-8", ";", None), ("utf-16", ",", None), ("latin-1", ",", "metadata.csv is not in UTF-8: line 3 ")],
-)
-def test_tables_of_spreadsheets_are_read_or_named(synthetic, tmp_path, encoding, separator, sentence):
-    lines = ["file_name,split,mood"]
-    for number, (split, mood) in enumerate([("train", "calm"), ("train", "mélancolie"), ("test", "calm")]):
-        shutil.copy(next((synthetic / "audio").rglob("*.flac")), tmp_path / f"{number}.flac")
-        lines.append(f"{number}.flac,{split},{mood}")
-    (tmp_path / "metadata.csv").write_text("\n".join(lines).replace(",", separator), encoding=encoding)
-    if sentence:
-        with pytest.raises(ValueError, match=sentence):
-            load_labelled_corpus(tmp_path, "train")
-        return
-    assert load_labelled_corpus(tmp_path, "train")["mood"][:] == ["calm", "mélancolie"]
-    assert load_labelled_corpus(tmp_path / "metadata.csv", "test")["mood"][:] == ["calm"]
 
 
 def test_metadata_that_lacks_a_file_is_refused(synthetic, tmp_path):

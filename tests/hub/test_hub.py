@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from toy_model import save_model
+from toy_model import SIZES, save_model
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 from transformers.utils import logging as transformers_logging
 
@@ -64,8 +64,7 @@ def test_an_export_overwrites_nothing(student_folder, tmp_path, capsys):
 def published(tmp_path):
     """A small folder laid out as m-a-p/music2vec-v1: transformers 4.21's files, a path in `vocab_size`, HF's defaults
     for all training values, weights of the bare encoder as pytorch_model.bin. And the plain model that it holds."""
-    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-    config = Data2VecAudioConfig(**shape, conv_dim=[8] * 7, num_conv_pos_embedding_groups=4)
+    config = Data2VecAudioConfig(**SIZES)
     torch.manual_seed(0)
     plain = Data2VecAudioModel(config).eval()
     folder = tmp_path / "music2vec-v1"

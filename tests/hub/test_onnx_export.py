@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from toy_model import save_model
+from toy_model import SIZES, save_model
 
 from music2vec_hf import (
     Music2VecConfig,
@@ -25,14 +25,11 @@ from music2vec_hf.hub.onnx_export import export_onnx, largest_difference, load_g
 
 pytest.importorskip("onnxscript")
 
-TOY = {
+TOY = SIZES | {
     "hidden_size": 32,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
     "intermediate_size": 1024,  # most weights are in products, which int8 makes smaller
-    "conv_dim": [8] * 7,
     "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
     "layerdrop": 0.9,  # in training mode it would drop both layers most of the time
 }
 STATES = ("conv", "hidden_states_0", "hidden_states_1", "hidden_states_2")

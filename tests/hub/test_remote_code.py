@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from hub_server import TOKEN
+from toy_model import SIZES
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 from transformers.models.auto import modeling_auto
 
@@ -23,14 +24,6 @@ from music2vec_hf import (
 from music2vec_hf.hub.push import make_publication, with_remote_code
 
 NAMES = ("student", "tagger")
-TOY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embedding_groups": 4,
-}
 BLOCKER = """
 import sys
 class Blocker:
@@ -86,8 +79,8 @@ def repositories(hub, tmp_path_factory):
     torch.manual_seed(0)
     tags = {"num_labels": 3, "problem_type": "multi_label_classification", "classifier_layer": 2}
     models = (
-        Music2VecForPreTraining(Music2VecConfig(**TOY)),
-        Music2VecForSequenceClassification(Music2VecConfig(**TOY, **tags)),
+        Music2VecForPreTraining(Music2VecConfig(**SIZES)),
+        Music2VecForSequenceClassification(Music2VecConfig(**SIZES, **tags)),
     )
     folders = {name: hub.root / "models" / "someone" / name / "main" for name in NAMES}
     for name, model in zip(NAMES, models, strict=True):

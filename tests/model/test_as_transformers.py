@@ -7,6 +7,7 @@ import io
 import accelerate
 import pytest
 import torch
+import toy_model
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.autograd import forward_ad
@@ -23,16 +24,7 @@ from music2vec_hf import (
 )
 from music2vec_hf.model.encoder_music2vec import Music2VecPreTrainedModel
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8] * 7,
-    "conv_bias": True,
-    "num_conv_pos_embedding_groups": 4,
-    "attn_implementation": "eager",
-}
+SIZES = toy_model.SIZES | {"num_hidden_layers": 1, "conv_bias": True, "attn_implementation": "eager"}
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from awkward import encoded
 from transformers import (
     AudioClassificationPipeline,
     Data2VecAudioConfig,
@@ -64,12 +64,6 @@ def song(seconds=1.5, rate=16_000, seed=0):
     return (tones * (0.2 + 0.1 * times / seconds)).astype(np.float32)
 
 
-def encoded(samples, rate=16_000, kind="WAV", subtype=None):
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
-    return file.getvalue()
-
-
 def scores(answer):
     return {row["label"]: row["score"] for row in answer}
 
@@ -106,7 +100,7 @@ def test_every_format_rate_and_channel_count(save_model, monkeypatch, kind, subt
 
 @pytest.mark.parametrize("damage", ["joined mp3", "cut FLAC", "wav without a length", "wav with a name as suffix"])
 def test_it_hears_what_the_library_reads(save_model, tmp_path, damage):
-    flac, wav, mp3 = encoded(song(6), kind="FLAC"), encoded(song(3)), encoded(song(3, 44_100), 44_100, "MP3")
+    flac, wav, mp3 = encoded(song(6), format="FLAC"), encoded(song(3)), encoded(song(3, 44_100), 44_100, "MP3")
     audio = {
         "joined mp3": mp3 + mp3,
         "cut FLAC": flac[: len(flac) // 2],

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from toy_model import SIZES
 from toy_run import QUIET, losses, read_records, toy
 from transformers import AutoModel
 
@@ -150,9 +151,9 @@ def long_corpus(tmp_path_factory):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_trains_at_toy_width(name, long_corpus, tmp_path):
     layers, crop_seconds = load_recipe(name).num_hidden_layers, load_recipe(name).crop_seconds
-    toy_width = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [8] * 7}
+    toy_width = SIZES | {"num_hidden_layers": layers}
     small = {"batch_seconds": crop_seconds, "max_steps": 1, "log_every": 1, "num_workers": 0, "precision": "fp32"}
-    recipe = load_recipe(name, **toy_width, **small, num_conv_pos_embedding_groups=4)
+    recipe = load_recipe(name, **toy_width, **small)
     records = read_records(pretrain(recipe, long_corpus, tmp_path / "run"))
     assert [record["step"] for record in records] == [1]
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)

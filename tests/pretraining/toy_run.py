@@ -6,22 +6,18 @@ import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
+from toy_model import SIZES
 from warm_python import PROCESSES
 
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
 from music2vec_hf.pretraining.loop import pretrain
 
-TOY = {
+TOY = SIZES | {
+    "num_hidden_layers": 2,
     "crop_seconds": 1.0,
     "batch_seconds": 4.0,
     "mask_group_seconds": 4.0,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": [8] * 7,
-    "num_conv_pos_embedding_groups": 4,
     "average_top_k_layers": 2,
     "max_steps": 6,
     "log_every": 1,

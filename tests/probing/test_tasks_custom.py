@@ -13,10 +13,7 @@ from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import NO_BENCHMARK, load_task
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def build_custom(root, labels, feature):
@@ -127,38 +124,6 @@ def test_custom_metadata_mistakes_get_a_sentence(table, sentence, tmp_path):
             (tmp_path / split / "metadata.csv").write_text(table)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         load_task("custom", tmp_path)
-
-
-TABLE = "file_name,split,label\n0.wav,train,Café\n1.wav,train,b\n2.wav,dev,Café\n3.wav,test,b\n"
-
-
-@pytest.mark.parametrize(
-    "content, sentence",
-    [
-        (TABLE.replace(",", ";").encode(), None),
-        (TABLE.replace(",", "\t").encode("utf-8-sig"), None),
-        (TABLE.encode("utf-16"), None),
-        (TABLE.replace("\n", "\r\n").encode(), None),
-        (TABLE.encode("latin-1"), "metadata.csv is not in UTF-8: line 2 "),
-        (TABLE.encode("utf-16-le"), "metadata.csv is not in UTF-8: line 2 "),
-    ],
-    ids=["semicolons", "tabs", "utf-16", "crlf", "latin-1", "utf-16 without mark"],
-)
-def test_tables_of_spreadsheets_are_read_or_named(content, sentence, tmp_path):
-    for number in range(4):
-        write_tone(tmp_path / f"{number}.wav", frequency=200 + number)
-    (tmp_path / "metadata.csv").write_bytes(content)
-    if sentence is not None:
-        with pytest.raises(ValueError, match=sentence):
-            load_task("custom", tmp_path)
-        return
-    data = load_task("custom", tmp_path)
-    assert data.task.labels == ("Café", "b") and data.extra == ()
-    assert {name: part.track_ids for name, part in data.splits.items()} == {
-        "train": ("0.wav", "1.wav"),
-        "validation": ("2.wav",),
-        "test": ("3.wav",),
-    }
 
 
 def test_custom_mistakes_get_a_sentence(tmp_path):
