@@ -24,14 +24,14 @@ LIMITS = {
     "top": 800,
     "common": 740,
     "model": 1_730,
-    "audio": 2_580,
-    "corpus": 2_550,
+    "audio": 2_500,
+    "corpus": 2_520,
     "synthetic": 880,
-    "features": 1_770,
+    "features": 1_760,
     "pretraining": 1_530,
     "finetuning": 560,
-    "probing": 3_770,
-    "hub": 1_340,
+    "probing": 3_750,
+    "hub": 1_330,
 }
 
 

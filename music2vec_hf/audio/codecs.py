@@ -35,10 +35,9 @@ _RATES = (44100, 48000, 32000)
 
 @dataclass
 class FrameRun:
-    """Frames of one kind, with nothing but gaps between them.
+    """Frames of one kind (version, layer, rate, and whether mono), with nothing but gaps between them.
 
     Args:
-        kind (`bytes`): version, layer, rate, and whether mono, of every frame.
         rate, samples (`int`): in Hz; in a frame.
         parts (`list[list[int]]`): `[start, end)` of frames without a gap.
         count (`int`): frames.
@@ -152,12 +151,9 @@ def _is_followed(data, position: int) -> bool:
 
 
 def mp3_streams(data, begin: int, frames: int | None) -> list[Stream]:
-    """The streams of an mp3 or mp2 file: the runs of its frames; none if it has no frames.
+    """The streams of an mp3 or mp2 file, the runs of its frames from `begin` on; none if it has no frames.
 
-    Args:
-        data: the encoded bytes, or a memory map of them.
-        begin (`int`): where frames may begin.
-        frames (`int`, *optional*): the length that libsndfile finds in the file as it is, if it takes it for mp3.
+    `frames` is the length that libsndfile finds in the file as it is, if it takes it for mp3.
     """
     is_mp3 = frames is not None
     if is_mp3:

@@ -44,12 +44,9 @@ _REJECTS = ["path", "reason"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows about audio files.
+    """Rows about audio files: values by column, of CSV and TSV texts (`as_text`), of JSONL and Parquet what they hold.
 
-    Args:
-        rows (`list[dict]`): values by column; of CSV and TSV texts, of JSONL and Parquet what they hold.
-        path_column (`str`): the column that names the files.
-        as_text (`bool`): whether all values are texts.
+    `path_column` names the files.
     """
 
     path: Path
@@ -74,7 +71,8 @@ def read_table(path: str | os.PathLike) -> Table:
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} cannot be read ({error}); mend it or take it out of the folder.") from error
     elif suffix == ".jsonl":
-        rows = _read_json_lines(path, _decode(path))
+        lines = enumerate(_decode(path).split("\n"), start=1)
+        rows = [_json_object(f"{path} line {number}", line) for number, line in lines if line.strip()]
     else:
         rows = _read_separated(path, _decode(path))
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -156,11 +154,6 @@ def _read_separated(path: Path, text: str) -> list[dict]:
     return rows
 
 
-def _read_json_lines(path: Path, text: str) -> list[dict]:
-    lines = enumerate(text.split("\n"), start=1)
-    return [_json_object(f"{path} line {number}", line) for number, line in lines if line.strip()]
-
-
 def _json_object(where: str, text: str | bytes) -> dict:
     try:
         row = json.loads(text)
@@ -179,16 +172,10 @@ def _path_column(columns: Iterable[str]) -> str | None:
 def type_metadata(
     where: str | os.PathLike, rows: list[dict], leave_out: set[str], as_text: bool
 ) -> tuple[dict[str, pa.DataType], list[dict]]:
-    """The type of every column of metadata, and the values of every row.
+    """The type of every column of metadata but those to `leave_out`, and the values of every row.
 
-    Args:
-        where: what an error calls the source.
-        rows (`list[dict]`): its rows.
-        leave_out (`set[str]`): columns that are no metadata.
-        as_text (`bool`): values are texts, of which numbers are made where all of a column are.
-
-    Raises:
-        ValueError: if a column mixes kinds of values. A column named like one of the corpus is renamed.
+    Where values come `as_text`, numbers are made of a column that holds nothing else. A column named like one of the
+    corpus is renamed. Raises ValueError, with `where`, if a column mixes kinds of values.
     """
     kept = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in leave_out]
     types, columns = {}, {}
@@ -225,7 +212,6 @@ class PackedFile:
 
     Args:
         container (`str`): path or URL of the file that it is in.
-        name (`str`): what errors call it.
         start, length (`int`): in an archive first byte and number of bytes; in Parquet row group and row.
         column (`str`, *optional*): the column of audio; None for an archive.
     """
@@ -278,13 +264,7 @@ def walk_archive(
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """The visible files of an archive, one after the other, with what they hold where `wanted(name)`.
 
-    Args:
-        container (`str`): path or URL.
-        mode (`str`): as in `tarfile`: "r:", or "r|*" for a stream that may be compressed.
-        wanted (`Callable`): which files are read.
-
-    Raises:
-        ValueError: if the archive is damaged.
+    `mode` is `tarfile`'s: "r:", or "r|*" for a stream that may be compressed. Raises ValueError if it is damaged.
     """
     try:
         with open_file(container) as file, tarfile.open(fileobj=file, mode=mode) as archive:
@@ -349,8 +329,7 @@ def _read_group(container: str, column: str, group: int) -> pa.ChunkedArray:
 def audio_column(where: str | os.PathLike, features: Features) -> str:
     """The one column that holds audio, by its type: `datasets.Audio`, else a struct of `bytes` and `path`.
 
-    Raises:
-        ValueError: if none or several do.
+    Raises ValueError if none or several do.
     """
     found = audio_columns(features)
     if len(found) != 1:

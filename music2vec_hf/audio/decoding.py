@@ -208,11 +208,6 @@ def source_name(source: AudioSource) -> str:
 def open_decoders(source: AudioSource, name: str) -> list[Callable[[], Decoder]]:
     """Open audio with the first decoder that can.
 
-    Args:
-        source: a path; an encoded file as `bytes`, `bytearray` or `memoryview`; or a binary file object, which is read
-            from where it stands to its end, and stays open.
-        name (`str`): what an error calls the source.
-
     Returns:
         For each stream of the file, one after the other, a function that opens its decoder. A decoder has `rate` (Hz),
         `channels`, `format`, `frames` (as the header states, 0 where it does not), `note` (what to say of a cut stream

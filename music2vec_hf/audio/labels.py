@@ -31,14 +31,9 @@ def name_some(items: Sequence, limit: int = MAX_NAMED) -> str:
 def make_targets(
     problem_type: str, values: Sequence, names: Sequence[str], where: str, known_by: str = "the task"
 ) -> np.ndarray:
-    """Labels as numbers.
+    """Labels, one entry a track (its class, its list of tags, or its list of numbers), as numbers.
 
-    Args:
-        problem_type (`str`): as in [`Music2VecConfig`].
-        values (`Sequence`): one entry a track: its class, its list of tags, or its list of numbers.
-        names (`Sequence[str]`): of the classes, tags or dimensions.
-        where (`str`): what errors call the data.
-        known_by (`str`): what the names come from, for errors.
+    `names` are those of the classes, tags or dimensions. Errors call the data `where`, what has the names `known_by`.
 
     Returns:
         `np.ndarray`: `(n,)` int64 classes, `(n, K)` float32 zeros and ones, or `(n, K)` float32 values.
@@ -72,12 +67,9 @@ def make_targets(
 
 @dataclass(frozen=True)
 class Labels:
-    """What a head predicts.
+    """What a head predicts: `names` of the classes, tags or dimensions, in the order of its outputs.
 
-    Args:
-        columns (`tuple[str, ...]`): of the data; more than one only for regression.
-        problem_type (`str`): as in [`Music2VecConfig`].
-        names (`tuple[str, ...]`): of the classes, tags or dimensions, in the order of the head's outputs.
+    Several `columns` of the data only for regression; `problem_type` as in [`Music2VecConfig`].
     """
 
     columns: tuple[str, ...]
@@ -85,10 +77,9 @@ class Labels:
     names: tuple[str, ...]
 
     def targets(self, table: Dataset, where: str) -> np.ndarray:
-        """The labels of all rows as numbers, see [`make_targets`]. `where` is what errors call the data.
+        """The labels of all rows as numbers, as [`make_targets`] gives them; `where` is what errors call the data.
 
-        Raises:
-            ValueError: if a column is missing, a label is missing or not one of `names`.
+        Raises ValueError if a column is missing, a label is missing or not one of `names`.
         """
         values = label_values(table, self.columns, self.problem_type, where)
         return make_targets(self.problem_type, values, self.names, where, "the training split")
@@ -100,12 +91,10 @@ def find_labels(
     """Read from data which problem its labels pose, and their names.
 
     Args:
-        table (`datasets.Dataset`): the rows whose labels are learnt.
         columns (`Sequence[str]`): one column: of strings, whole numbers or `ClassLabel` (one label), of lists of these
             (several labels), or of floats (regression); or several columns of numbers (regression).
         problem_type (`str`, *optional*): states it. A column of strings such as `slow;piano` is one of several labels
             only if that is stated, whole numbers are values only if that is stated.
-        where (`str`): what errors call the data.
 
     Raises:
         ValueError: if a column is missing, or the labels do not fit the problem or are fewer than two.
@@ -147,10 +136,8 @@ def class_label(feature) -> ClassLabel | None:
 def label_values(table: Dataset, columns: Sequence[str], problem_type: str, where: str) -> list:
     """The labels of all rows as names, lists of names, or lists of numbers.
 
-    Tags are lists, or text separated by semicolons; a row without any has none of them. Nothing else may be missing.
-
-    Raises:
-        ValueError: if a label is missing. `where` is what it calls the data.
+    Tags are lists, or text separated by semicolons; a row without any has none of them. Anything else that is missing
+    raises ValueError, which calls the data `where`.
     """
     rows = list(zip(*(table[column][:] for column in columns), strict=True))
     empty = [number for number, row in enumerate(rows) if any(value is None or value != value for value in row)]
@@ -185,9 +172,6 @@ def list_labelled(folder: str | os.PathLike) -> list[Track]:
     [`list_source`] reads the tables. Without any, `label` is [`folder_label`]. The split is a file's `split` in a
     table that has such a column, or else the folder below `folder` that it lies in. A file that no table names has no
     metadata.
-
-    Returns:
-        `list[Track]`: with absolute paths, in the order of [`list_source`].
 
     Raises:
         ValueError: as [`list_source`]; if a row of a table or a folder cannot be used.

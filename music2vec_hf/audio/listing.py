@@ -127,11 +127,7 @@ def find_files(source: str | os.PathLike) -> SourceFiles:
 
 
 def choose_splits(source: str | os.PathLike, found: SourceFiles, split: str | None) -> list[str]:
-    """The splits that `split` asks for, at least one.
-
-    Raises:
-        ValueError: if the split is missing or must be named.
-    """
+    """The splits that `split` asks for, at least one; ValueError if it is missing or must be named."""
     names = sorted(found.files, key=_split_rank)
     if split == "all":
         return names

@@ -47,7 +47,6 @@ class AudioReader:
     Args:
         source: a path; an encoded file as `bytes`, `bytearray` or `memoryview`; or a binary file object, which is read
             from where it stands to its end, and stays open.
-        name (`str`, *optional*): what errors call the source; by default its path.
         target_rate (`int`): the rate to resample to, for models of others that hear more than 16 kHz.
 
     Attributes:
@@ -211,8 +210,6 @@ def read_audio(
     decoded, with a warning.
 
     Args:
-        source: as in [`AudioReader`].
-        name (`str`, *optional*): what errors call the source; by default its path.
         target_rate (`int`): in Hz, for models of others that hear more than 16 kHz.
 
     Returns:
@@ -241,16 +238,10 @@ def read_audio(
 
 
 def encode_flac(samples: np.ndarray) -> bytes:
-    """Encode mono audio at 16 kHz as 16-bit FLAC.
+    """Encode mono audio at 16 kHz, `(num_samples,)` in [-1, 1], as 16-bit FLAC; what lies outside is clipped.
 
     A value `x` becomes the integer nearest to `32768 x`, at most 32767; decoding divides by 32768. Equal samples give
-    equal bytes.
-
-    Args:
-        samples (`np.ndarray`): float, shape `(num_samples,)`, in [-1, 1]; what lies outside is clipped.
-
-    Raises:
-        ValueError: if `samples` is empty, not one-dimensional, or not finite.
+    equal bytes. Raises ValueError if `samples` is empty, not one-dimensional, or not finite.
     """
     samples = np.asarray(samples)
     if samples.ndim != 1 or samples.size == 0:

@@ -58,8 +58,6 @@ class StreamResampler:
         Args:
             read: `read(n)` gives the next at most `n` mono input samples, float32 `[n]`, none at the end.
             seek: `seek(i)` makes input sample `i` the next one; called only where `first` is not near the start.
-            first (`int`): first output sample wanted.
-            block_samples (`int`): output samples to work on at a time.
 
         Yields:
             float32 `[n]` with `n` about `block_samples`, shorter at the end.

@@ -61,15 +61,9 @@ class Stream:
 
 
 def container_streams(data, begin: int, refused: bool) -> list[Stream] | None:
-    """The streams of a file of one of the formats below.
+    """The streams of a file of one of the formats below, whose first bytes should stand at `begin`; None for another.
 
-    Args:
-        data: the encoded bytes, or a memory map of them.
-        begin (`int`): where its format's first bytes should stand.
-        refused (`bool`): whether libsndfile refuses the file as it is.
-
-    Returns:
-        None if it is of another format.
+    `refused` says whether libsndfile refuses the file as it is.
     """
     magic = data[begin : begin + 4]
     if magic in _CHUNKED:
@@ -81,12 +75,7 @@ def container_streams(data, begin: int, refused: bool) -> list[Stream] | None:
 
 
 class PiecedFile(io.RawIOBase):
-    """Pieces of a file, and bytes between them, as one file, without a copy of it.
-
-    Args:
-        file: binary file object; closed with this one.
-        pieces (`tuple[Piece, ...]`): as in [`Stream`].
-    """
+    """Pieces of a file, as in [`Stream`], and bytes between them, as one file without a copy; closes the file, too."""
 
     def __init__(self, file, pieces: tuple[Piece, ...]):
         self._file, self._pieces = file, pieces
@@ -275,13 +264,9 @@ def _flac_streams(data, begin: int, refused: bool) -> list[Stream]:
 
 
 def flac_from(data, stream: Stream, sample: int, behind: bool) -> tuple[Stream, int] | None:
-    """A FLAC stream from the frame on that holds a sample, and that frame's first sample; None if there is none.
+    """A FLAC stream from the frame on that holds a sample, or with `behind` the next, and that frame's first sample.
 
-    Args:
-        data: the encoded bytes, or a memory map of them.
-        stream ([`Stream`]): the whole of it.
-        sample (`int`): in the whole stream.
-        behind (`bool`): leave out the frame that holds it, too.
+    None if there is none. `sample` counts in the whole `stream`.
     """
     start, end = stream.span or (0, len(data))
     first, held = _flac_begin(data, start, end), _flac_frames(data, start, end)

@@ -116,6 +116,7 @@ def hold_lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterato
 
 FORMAT_VERSION = 1
 RESULTS, METRICS, RUN = "results.json", "metrics.jsonl", "run.json"
+PARTS = ("records", "averages", "comparisons")  # lists in results.json
 
 
 def read_results(path: str | os.PathLike) -> dict:

@@ -64,7 +64,7 @@ def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def explain_push_errors(what: str | Path, repo_id: str) -> Iterator[None]:
-    """Turn whatever a Hub's client raises while it uploads into one sentence.
+    """Turn whatever a Hub's client raises while it uploads `what` into one sentence.
 
     Raises:
         ValueError: for a bad name or token, no right to write there, no connection, an upload that broke off.

@@ -111,10 +111,7 @@ class UpdateSampler(Sampler):
     """Addresses `(step, row)` of the micro-batches of one process, from `first_step` on.
 
     The rows of an update are cut into `num_processes * micro_steps` runs of nearly equal length; process `p` takes
-    every `num_processes`-th of them.
-
-    Raises:
-        ValueError: if an update has fewer rows than processes times micro-steps.
+    every `num_processes`-th of them. Raises ValueError if an update has fewer rows than that.
     """
 
     def __init__(self, rows_per_update, first_step, max_steps, micro_steps=1, process_index=0, num_processes=1):

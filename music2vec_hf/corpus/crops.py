@@ -35,28 +35,6 @@ class Augmentation:
     gain_db: float = 0.0
 
 
-def draw_augmentation(
-    rng: np.random.Generator,
-    row: int,
-    rows_per_update: int,
-    mix_prob: float,
-    mix_snr_db: tuple[float, float],
-    gain_db: float,
-) -> Augmentation:
-    """Draw a row's augmentation. All numbers are always drawn, so that one setting does not change another's draw.
-
-    Args:
-        mix_prob (`float`): share of the rows to which a partner, any other row with equal chance, is added.
-        mix_snr_db (`tuple[float, float]`): lowest and highest level of the row over its partner's, in dB.
-        gain_db (`float`): the gain lies between minus and plus so many dB.
-    """
-    mixed, snr_db, gain = rng.random(), rng.uniform(*mix_snr_db), rng.uniform(-gain_db, gain_db)
-    partner = None
-    if mixed < mix_prob:
-        partner = (row + 1 + int(rng.integers(rows_per_update - 1))) % rows_per_update
-    return Augmentation(partner, float(snr_db), float(gain))
-
-
 def augment(crop: np.ndarray, augmentation: Augmentation, other: np.ndarray | None = None) -> np.ndarray:
     """Apply an augmentation to a normalised crop `[N]`; `other` is its partner's, neither mixed nor louder."""
     if other is not None:
@@ -97,10 +75,9 @@ class BatchPlan:
         masks_per_crop (`int`): masks of each crop, drawn independently; all of them count for the equal-count rule.
         normalize (`str`): `"clip"` uses mean and deviation of the whole clip (the reference), `"crop"` the crop's own.
         crops_per_clip (`int`): crops that are taken from a clip each time that it is opened.
-        mix_prob, mix_snr_db, gain_db: as in [`draw_augmentation`]; the defaults augment nothing.
-
-    Raises:
-        ValueError: if rows are to be mixed and an update has only one.
+        mix_prob (`float`): share of the rows to which a partner, any other row with equal chance, is added.
+        mix_snr_db (`tuple[float, float]`): lowest and highest level of the row over its partner's, in dB.
+        gain_db (`float`): the gain lies between minus and plus so many dB.
     """
 
     seed: int
@@ -176,7 +153,12 @@ class BatchPlan:
         if not (self.mix_prob or self.gain_db):
             return Augmentation()
         rng = np.random.default_rng([self.seed, AUGMENT_STREAM, step, row])
-        return draw_augmentation(rng, row, self.rows_per_update, self.mix_prob, self.mix_snr_db, self.gain_db)
+        # All numbers are always drawn, so that one setting does not change another's draw.
+        mixed, snr_db, gain = rng.random(), rng.uniform(*self.mix_snr_db), rng.uniform(-self.gain_db, self.gain_db)
+        partner = None
+        if mixed < self.mix_prob:
+            partner = (row + 1 + int(rng.integers(self.rows_per_update - 1))) % self.rows_per_update
+        return Augmentation(partner, float(snr_db), float(gain))
 
     def augmented(self, address: Address, crops: dict[int, np.ndarray]) -> np.ndarray:
         """A row `[N]`, from the normalised crops of the rows by their number, augmented."""
@@ -254,12 +236,9 @@ def _views(chunk: pa.StructArray) -> tuple[np.ndarray | None, memoryview, pa.Arr
 
 @dataclass(frozen=True)
 class OpenClip:
-    """A clip that crops are read from.
+    """A clip that crops are read from: samples at 16 kHz, mean and deviation of the whole.
 
-    Args:
-        length (`int`): samples at 16 kHz.
-        mean, std (`float`): of the whole clip.
-        read (`Callable`): `read(first, count)` gives that part, float32 `[count]`. Raises ValueError if it cannot.
+    `read(first, count)` gives that part, float32 `[count]`, or raises ValueError.
     """
 
     length: int

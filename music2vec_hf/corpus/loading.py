@@ -121,12 +121,8 @@ def _find(corpus: str | os.PathLike, report: bool) -> SourceFiles:
 def open_files(found: SourceFiles, streaming: bool) -> Dataset | IterableDataset:
     """The rows of all files of a source, nothing decoded.
 
-    Args:
-        streaming (`bool`): read while iterating, instead of turning all into one Arrow file in the cache first. Files
-            on the Hub are then read where they are, else, and offline, from its cache.
-
-    Raises:
-        ValueError: if the Hub does not give a file, or an archive is damaged; of a stream, while iterating.
+    With `streaming` they are read while iterating, those on the Hub where they are, instead of turning all into one
+    Arrow file in the cache first. Raises ValueError if the Hub does not give a file, or an archive is damaged.
     """
     files = [file for files in found.files.values() for file in files]
     if str(files[0]).startswith("hf://") and (is_offline_mode() or not streaming):

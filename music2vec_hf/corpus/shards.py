@@ -107,7 +107,6 @@ def cut_shards(folder: Path, listing: Listing, plan: dict, file_timeout: float =
     """Cut a listing into shards: one ends with the track with which its files reach `shard_megabytes`, or its split.
 
     Args:
-        plan (`dict`): `shard_megabytes`, `clip_seconds`, `min_seconds`, `store`.
         file_timeout (`float`): seconds that a file may take whatever its size; 0 for no limit.
     """
     tracks, bounds, num_bytes = listing.tracks, [0], 0
@@ -172,10 +171,7 @@ def write_shards_by_ray(shards: list[Shard], num_proc: int, report: Report) -> N
     """Write shards by tasks of Ray, on one host or on many that share SOURCE and OUT (extra `cluster`).
 
     The cluster is the one that the program is connected to, else that of `RAY_ADDRESS`, else one of `num_proc`
-    processes on this host.
-
-    Raises:
-        ValueError: if Ray is not installed.
+    processes on this host. Raises ValueError if Ray is not installed.
     """
     try:
         import ray

@@ -169,7 +169,6 @@ def load_encoder(
 
     Args:
         random_init (`bool`): keep the shape but draw the weights anew: the baseline of every probe.
-        trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
 
     Raises:
         ValueError: if nothing is there, the model needs remote code that is not trusted, or takes no raw audio.
@@ -195,11 +194,10 @@ def load_encoder(
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """What a probe hears: a model, the same model with random weights, or spectral statistics.
+    """What a probe hears: a model, the same model with random weights, or spectral statistics; `name` in results.
 
-    Attributes:
-        kind (`str`): `model`, `random-init`, `mfcc`, `chroma` or `mel`.
-        model (`str` or `None`): folder or Hub id that weights, or for `random-init` only the shape, come from.
+    `kind` is `model`, `random-init`, `mfcc`, `chroma` or `mel`; `model` the folder or Hub id that weights, or for
+    `random-init` only the shape, come from.
     """
 
     name: str

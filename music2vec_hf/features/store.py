@@ -108,9 +108,7 @@ def row_offsets(sizes: Sequence[int]) -> np.ndarray:
 class FeatureStore:
     """Rows of audio files, computed by an encoder where they are not there yet, and kept.
 
-    Args:
-        folder (`str` or `Path`, *optional*): of the cache, which may hold parts of version 0.1.0 (npz), too; without
-            it nothing is kept.
+    The cache in `folder` may hold parts of version 0.1.0 (npz), too; without one nothing is kept.
     """
 
     def __init__(self, folder: str | Path | None, encoder, window_seconds: float = 30.0, precision: str = "fp32"):

@@ -166,7 +166,11 @@ class LoadedTrack:
 
     def windows(self, plan: WindowPlan) -> Iterator[tuple[Window, np.ndarray]]:
         """The windows of the track with their normalised samples, float32 `[num_samples]`."""
-        blocks = iter([self._prepared]) if self._prepared is not None else self._normalised_blocks()
+        blocks, extractor = self._blocks(), self._encoder.extractor
+        if self._prepared is not None:
+            blocks = iter([self._prepared])
+        elif extractor.do_normalize:
+            blocks = (extractor.standardize(block, self._mean, self._variance) for block in blocks)
         held, first = next(blocks), 0
         for window in plan.windows(self.num_samples):
             held, first = held[window.start - first :], window.start
@@ -177,11 +181,6 @@ class LoadedTrack:
                     raise AudioError(source_name(self.source), "unreadable", "it became shorter while it was read.")
                 held = np.concatenate([held, block])
             yield window, held[:length]
-
-    def _normalised_blocks(self) -> Iterator[np.ndarray]:
-        extractor = self._encoder.extractor
-        for block in self._blocks():
-            yield extractor.standardize(block, self._mean, self._variance) if extractor.do_normalize else block
 
     def _blocks(self) -> Iterator[np.ndarray]:
         if isinstance(self.source, np.ndarray):

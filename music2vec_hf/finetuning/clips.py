@@ -118,9 +118,7 @@ class EpochCallback(TrainerCallback):
 class Windows(Clips):
     """All clips, whole, cut into windows as the pipeline cuts a song.
 
-    Attributes:
-        clips (`np.ndarray` of shape `(num_windows,)`): which clip a window is of.
-        num_frames (`np.ndarray` of shape `(num_windows,)`): its frames, the weight of its answer.
+    Of each window `clips` says which clip it is of and `num_frames` its frames, the weight of its answer.
     """
 
     def __init__(self, corpus, targets, extractor, window_seconds: float, config: Music2VecConfig):

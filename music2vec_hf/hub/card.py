@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from music2vec_hf.common.files import RESULTS, read_json, read_metrics, read_results, read_run, with_format
+from music2vec_hf.common.files import PARTS, RESULTS, read_json, read_metrics, read_results, read_run, with_format
 from music2vec_hf.common.render import Markdown, markdown_code, markdown_text, render
 from music2vec_hf.features.encoders import load_model, model_hash
 
@@ -25,7 +25,6 @@ _STUDENT, _CLIP_HEAD = "Music2VecForPreTraining", "Music2VecForSequenceClassific
 _HEADS = {_CLIP_HEAD: "clip", "Music2VecForAudioFrameClassification": "frame"}
 _READS = {None: "the last layer", "weighted": "a learned weighted sum of all layers", "conv": "the raw front end"}
 _LABELS_SHOWN = 20
-PARTS = ("records", "averages", "comparisons")
 
 logger = logging.get_logger(__name__)
 

@@ -327,8 +327,7 @@ def _check_names(checkpoint: Path, what: str, weights: dict, expected: dict) -> 
 def export_data2vec_audio(model: str | Path, out: str | Path) -> Path:
     """Write a Music2Vec encoder as a plain `data2vec-audio` folder, which transformers loads without this library.
 
-    Raises:
-        ValueError: if `out` exists and is not empty, or the Hub does not give the model.
+    Raises ValueError if `out` is not empty, or the Hub does not give the model.
     """
     out = check_new_folder(out, "the exported model")
     encoder, extractor = load_model(model)

@@ -126,8 +126,6 @@ def export_onnx(
     A folder is only left behind if the file gives what torch gives, for several lengths and batch sizes.
 
     Args:
-        model (`str` or `Path`): folder or Hub id of any Music2Vec or data2vec-audio model.
-        out (`str` or `Path`): new folder for `model.onnx`, the configuration, and a README that says how to use it.
         quantize (`str`, *optional*): `"int8"`: write `model_int8.onnx`, too, whose matrix products have 8-bit weights
             and round what they multiply to 8 bits, range by range as it comes (onnxruntime's dynamic quantisation).
         samples (`str` or `Path`, *optional*): folder of audio on which the cost of int8 is measured, of each file the

@@ -10,9 +10,9 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from music2vec_hf.common.files import RESULTS, check_new_folder, read_json, with_format, written_aside
+from music2vec_hf.common.files import PARTS, RESULTS, check_new_folder, read_json, with_format, written_aside
 from music2vec_hf.common.hub import explain_push_errors
-from music2vec_hf.hub.card import CONFIG, PARTS, read_model_config, read_scores, weight_files, write_model_card
+from music2vec_hf.hub.card import CONFIG, read_model_config, read_scores, weight_files, write_model_card
 from music2vec_hf.model import configuration_music2vec
 
 CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
@@ -24,11 +24,9 @@ _CLIP_HEAD, _OUR_EXTRACTOR = "Music2VecForSequenceClassification", "Music2VecFea
 
 @dataclass(frozen=True)
 class Publication:
-    """What a push uploads.
+    """What a push uploads: name in the repository to a file of the folder, or to what was made of it.
 
-    Attributes:
-        files (`dict[str, Path | bytes]`): name in the repository to a file of the folder, or to what was made of it.
-        left_out (`list[str]`): what else lies in the folder and stays there.
+    `left_out` is what else lies in the folder and stays there.
     """
 
     files: dict[str, Path | bytes]
@@ -42,11 +40,7 @@ class Publication:
         }
 
     def write(self, out: str | Path) -> Path:
-        """Write the files to a new folder, which then loads as the repository would.
-
-        Raises:
-            ValueError: if `out` exists and is not empty.
-        """
+        """Write the files to a new folder, which loads as the repository would; ValueError if it is not empty."""
         with written_aside(check_new_folder(out, "the files of the push")) as folder:
             folder.mkdir()
             for name, file in self.files.items():
@@ -126,7 +120,6 @@ def push_model(publication: Publication, repo_id: str, private: bool = False, re
     """Upload in one commit, which is there as a whole or not at all. Weights of an earlier push are removed by it.
 
     Args:
-        repo_id (`str`): `user/name`; made if it is not there.
         private (`bool`): whether a new repository is seen by its owner alone.
         revision (`str`, *optional*): branch; made if it is not there.
 

@@ -131,8 +131,6 @@ def choose_probe(
     """Choose layer and settings by the validation score. The test split is not an argument.
 
     Args:
-        layers (`Sequence[str]`): layers to try, in the order in which ties are broken.
-        seed (`int`): seed of all trainings of the search.
         kept_in (`Path`, *optional*): folder where the score of each probe is kept, and taken from if it is there.
         progress (`str`, *optional*): label of a progress bar; without it there is none.
     """

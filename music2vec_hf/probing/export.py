@@ -36,10 +36,9 @@ README = Path(__file__).with_name("export_readme.md.jinja")
 
 
 def check_export(model: str | Path, out: str | Path) -> None:
-    """Refuse what `export_probe` could not write, before hours are spent on probing.
+    """Refuse what [`export_probe`] could not write, before hours are spent on probing.
 
-    Raises:
-        ValueError: if the model is no Music2Vec or data2vec-audio model, or `out` is not empty.
+    Raises ValueError if the model is no Music2Vec or data2vec-audio model, or `out` is not empty.
     """
     with explain_hub_errors(model, "a model"):
         model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
@@ -89,7 +88,6 @@ def export_probe(
         protocol (`str`): that it was chosen by; it decides how windows are averaged, see the table of this module.
         scores (`Mapping[str, Mapping]`, *optional*): test scores of the chosen probe for the README: metric to `value`
             and `interval`, as `ProbeResult.scores`.
-        window_seconds (`float`): longest piece that the model heard at once.
 
     Raises:
         ValueError: as `check_export`.

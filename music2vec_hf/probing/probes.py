@@ -43,9 +43,6 @@ class ProbeSettings:
         weight_decay (`float`): L2 penalty added to the gradient (Adam-coupled), biases too.
         batch_size (`int`): rows in a mini-batch; capped at the size of the training split.
         standardise (`bool`): features get mean 0 and standard deviation 1 over the training split.
-
-    Raises:
-        ValueError: if a setting is outside its range.
     """
 
     kind: str = "linear"
@@ -97,9 +94,6 @@ class Search:
             score (`torch.optim.lr_scheduler.ReduceLROnPlateau`); None keeps it.
         weighted (`bool`): try the layer `weighted` beside the single ones, and leave out `conv`.
         by_task (`Mapping[str, Mapping]`): task name to fields that differ for this task; see `for_task`.
-
-    Raises:
-        ValueError: if a number is below 1.
     """
 
     name: str

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from music2vec_hf.common.files import (
     METRICS,
+    PARTS,
     RESULTS,
     printable,
     read_metrics,
@@ -25,7 +26,6 @@ from music2vec_hf.common.files import (
 from music2vec_hf.common.metrics import KEY_LABELS, metric_title, tag_scores
 from music2vec_hf.common.render import as_base64, markdown_table, render, save_figure
 from music2vec_hf.probing.report_tables import (
-    PARTS,
     comparison,
     distinct_sources,
     format_table,

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from music2vec_hf.common.files import PARTS
 from music2vec_hf.common.metrics import metric_title
 from music2vec_hf.common.render import Markdown, markdown_table
 from music2vec_hf.probing.scores import averages
@@ -32,7 +33,6 @@ OURS = {
     True: "Ours, comparable with rows of the same protocol",
     False: "Ours, not comparable where marked, nor in the means",
 }
-PARTS = ("records", "averages", "comparisons")
 DATA_MARK, QUICK_MARK, LAYERS_MARK = "d", "q", "l"  # the paper's own mark is in the table
 
 

@@ -70,8 +70,7 @@ def file_stem(source: str) -> str:
 def load_predictions(results: str | Path, source: str | None = None) -> dict[str, Predictions]:
     """Predictions of one source of a results file (or its folder), by task; by default of the first one.
 
-    Raises:
-        ValueError: if the file has no such source.
+    Raises ValueError if the file has no such source.
     """
     folder = Path(results) if Path(results).is_dir() else Path(results).parent
     content = read_results(results)

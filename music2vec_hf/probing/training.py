@@ -371,7 +371,6 @@ def train_probes(
     Args:
         jobs (`Sequence[ProbeJob]`): what to train; the result of each does not depend on the others.
         search (`Search`): when training stops, and how it draws mini-batches; its settings are not looked at.
-        device (`str`): torch device.
         finished (`Callable`, *optional*): told of each probe that comes to its end: its place in `jobs`, and itself.
 
     Returns:

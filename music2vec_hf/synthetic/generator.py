@@ -129,7 +129,6 @@ def synthesize_clip(seed: int, index: int, clip_seconds: float = 10.0) -> tuple[
     """Make one clip of the synthetic corpus.
 
     Args:
-        seed, index: of the corpus and of the clip in it, 0 or more.
         clip_seconds: length of the clip in seconds, 2 to 120.
 
     Returns:

@@ -261,11 +261,7 @@ def _examples_by_split(found: Found) -> dict[str, list[Example]]:
 
 
 def read_headers(paths: Sequence[Path]) -> tuple[dict[Path, float], dict[Path, str | None]]:
-    """Read the headers of audio files.
-
-    Returns:
-        `tuple`: length in seconds of each file that can be opened; and for the others why not, None if it is missing.
-    """
+    """Length in seconds of each file that can be opened; and for the others why not, None for one that is missing."""
     seconds, faults = {}, {}
     for path in map(Path, paths):
         if not path.is_file():
