@@ -213,6 +213,8 @@ def _mp3_stream(data, run: FrameRun) -> Stream:
     return Stream((frame.ljust(parse_header(made).size, b"\0"), *parts), note=note)
 
 
+# ---- torchcodec ----
+
 # Seconds that torchcodec decodes at a time, and at least near damage, where they become fewer.
 CODEC_STEP, MIN_CODEC_STEP = 60.0, 0.2
 

@@ -114,6 +114,8 @@ def hold_lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterato
         lock.release()
 
 
+# ---- scores and runs ----
+
 FORMAT_VERSION = 1
 RESULTS, METRICS, RUN = "results.json", "metrics.jsonl", "run.json"
 PARTS = ("records", "averages", "comparisons")  # lists in results.json

@@ -156,6 +156,9 @@ def training_batches(dataset: CropDataset, *place: int, num_workers: int = 0, **
 
 logger = logging.getLogger(__name__)
 
+
+# ---- from a stream ----
+
 # Random streams beside those of crops.py, and those of the loop.
 SHARD_STREAM, BUFFER_STREAM = 5, 6
 

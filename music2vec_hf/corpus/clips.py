@@ -204,6 +204,8 @@ def _dbfs(level: float) -> float:
     return 20.0 * np.log10(level) if level > 0 else -np.inf
 
 
+# ---- a corpus to WAV ----
+
 logger = logging.getLogger(__name__)
 
 

@@ -177,6 +177,8 @@ class BatchPlan:
         }
 
 
+# ---- reading crops ----
+
 logger = logging.getLogger(__name__)
 
 # So many clips may fail whatever share of the corpus they are.

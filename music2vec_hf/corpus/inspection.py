@@ -250,6 +250,8 @@ def find_warnings(inspection: Inspection) -> list[str]:
     return found
 
 
+# ---- the page ----
+
 NUM_CLIPS = 10
 # Ten incompressible excerpts of this length, their spectrograms and base64 stay below 5 MB.
 EXCERPT_SECONDS = 7.5

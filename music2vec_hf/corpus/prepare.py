@@ -25,6 +25,7 @@ from music2vec_hf.corpus.clips import STORES
 from music2vec_hf.corpus.publishing import publish
 from music2vec_hf.corpus.shards import Shard, cut_shards, write_shards, write_shards_by_ray
 
+BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}<{remaining}{postfix}]"
 # No music is stored in fewer bits a second: a header that states more seconds than that states nothing.
 MIN_BIT_RATE = 500.0
 
@@ -53,7 +54,7 @@ def sample_tracks(listing: Listing, hours: float, seed: int, progress: bool = Tr
         groups.setdefault(group, []).append(index)
     chosen: list[int] = []
     found = 0.0
-    with tqdm(disable=not progress, total=hours, bar_format=SAMPLING_BAR) as bar:
+    with tqdm(desc="choosing tracks: ", disable=not progress, total=hours, bar_format=BAR) as bar:
         for group in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
             for index in groups[group]:
                 stated = _stated_hours(listing.tracks[index])
@@ -71,9 +72,6 @@ def sample_tracks(listing: Listing, hours: float, seed: int, progress: bool = Tr
     return replace(listing, tracks=tracks, not_sampled=len(listing.tracks) - len(tracks))
 
 
-SAMPLING_BAR = "choosing tracks: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}<{remaining}]"
-
-
 def _stated_hours(track: Track) -> float:
     try:
         with AudioReader(track.path, name=track.source) as reader:
@@ -83,6 +81,8 @@ def _stated_hours(track: Track) -> float:
         return 0.0
     return seconds / 3600 if seconds <= track.num_bytes * 8 / MIN_BIT_RATE else 0.0
 
+
+# ---- from a source to a corpus ----
 
 # 3 cut shards by the bytes of their clips, else it is the same.
 FORMAT_VERSION, SAME_CLIPS = 4, (3, 4)
@@ -334,9 +334,6 @@ def _only_run(out: Path, shard: tuple[int, int] | None, begin: Callable[[], None
                     briefly.enter_context(hold_lock(part, busy))
             begin()
         yield
-
-
-BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h of audio [{elapsed}<{remaining}{postfix}]"
 
 
 def _write_missing(shards: list[Shard], settings: PrepareSettings, progress: bool) -> None:

@@ -136,7 +136,7 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-_LORA_TARGETS = ["q_proj", "v_proj"]
+# ---- what is trained ----
 
 
 def choose_trained(model: Music2VecForSequenceClassification, args: FinetuneArguments):
@@ -252,8 +252,10 @@ def _add_lora(model: Music2VecForSequenceClassification, rank: int):
         raise ValueError("Mode lora needs peft: pip install 'music2vec_hf[finetune]', or use another mode.") from error
     # The layers are changed in place and the model stays what it is, so that Trainer's checkpoints hold the head, its
     # buffers and the matrices together.
-    return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_LORA_TARGETS), "default")
+    return LoraModel(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]), "default")
 
+
+# ---- the run ----
 
 _NO_NOISE = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0

@@ -313,6 +313,8 @@ def _curves(runs: Mapping[str, list[dict]]) -> Drawn:
     yield "training.png", figure, caption + "near one mean collapse."
 
 
+# ---- the page ----
+
 TEMPLATES = Path(__file__).parent
 
 

@@ -113,6 +113,8 @@ def affect_of(score: Score, rng: np.random.Generator) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in values.items()}
 
 
+# ---- the corpus ----
+
 GENERATOR_VERSION = 1  # a change of any sample or label in any clip asks for a new number
 COLUMNS = tuple("file_name split track_id composition_id genre key arousal valence tags duration".split())
 _RANGES = {

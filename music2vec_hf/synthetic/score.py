@@ -32,6 +32,8 @@ GENRES = tuple(STYLES)
 HARMONY = _read("progressions.yaml")  # chords, scales, blues_scales, tonic_weights, progressions
 
 
+# ---- scores ----
+
 TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
 CONTROLS = ("tempo", "dynamics", "articulation", "density", "brightness")

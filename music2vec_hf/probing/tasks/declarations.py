@@ -98,6 +98,8 @@ def index_audio(folder: Path, key: Callable[[Path], str | None]) -> tuple[dict[s
     return found, others
 
 
+# ---- declarations and data ----
+
 SPLITS = ("train", "validation", "test")
 
 

@@ -154,6 +154,8 @@ def _audio_file(audio: dict, folder: Path) -> Path:
     return path
 
 
+# ---- all tasks ----
+
 TASKS = read_declarations()
 _READERS = {
     "synthetic": read_synthetic,

@@ -219,6 +219,8 @@ def _songs_table(folder: Path, name: str, columns: tuple[str, ...], task: Task) 
     return path, {str(int(row["song_id"])): row for row in rows}
 
 
+# ---- tags ----
+
 FILTERED = "magnatagatune-filtered"
 SPLIT_OF_FOLDER = dict.fromkeys("0123456789ab", "train") | {"c": "validation"} | dict.fromkeys("def", "test")
 
