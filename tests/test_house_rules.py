@@ -21,7 +21,7 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 760,
+    "top": 770,
     "common": 740,
     "model": 1_730,
     "audio": 2_500,
