@@ -25,12 +25,12 @@ LIMITS = {
     "common": 740,
     "model": 1_730,
     "audio": 2_500,
-    "corpus": 2_520,
+    "corpus": 2_530,
     "synthetic": 880,
     "features": 1_760,
     "pretraining": 1_530,
     "finetuning": 560,
-    "probing": 3_750,
+    "probing": 3_760,
     "hub": 1_330,
 }
 
