@@ -1,4 +1,4 @@
-"""Data sets of classes: GTZAN, NSynth and VocalSet."""
+"""Data sets of classes: GTZAN, NSynth, VocalSet and game soundtracks."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 from music2vec_hf.audio.labels import name_some
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task, index_audio, list_path
+from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Task, index_audio, list_path, read_table
 
 _GTZAN_STEM = re.compile(r"([a-z]+)\.000\d\d")
 
@@ -239,3 +239,16 @@ def _drawn(numbers: list[int], share: float, rng: np.random.RandomState) -> tupl
     order = [numbers[place] for place in rng.permutation(len(numbers))]
     size = int(np.ceil(share * len(numbers)))
     return order[size:], order[:size]
+
+
+def read_real_music(task: Task, folder: Path) -> Found:
+    """Read clips of game soundtracks, cut by `examples/real_music/build.py`: which album, or whose music.
+
+    Layout: `clips.csv` with the columns `path`, relative to it, `split`, `album`, `artist` and others. An example is a
+    clip; all clips of a track are in one split. Clips whose album or artist is no label of the task are not used.
+    """
+    column = "artist" if task.name == "composer" else "album"
+    rows = read_table(folder / "clips.csv", ",", ("path", "split", column), task.source)
+    chosen = [row for row in rows if row[column] in task.labels]
+    examples = [Example(row["split"], row["path"], folder / row["path"], row[column]) for row in chosen]
+    return Found(task, examples, folder, {"there is no published score on these clips.": []})

@@ -166,10 +166,12 @@ _READERS = {
     "mtg-jamendo": songs.read_jamendo,
     "nsynth": classes.read_nsynth,
     "vocalset": classes.read_vocalset,
+    "real-music": classes.read_real_music,
     "": read_custom,
 }
 TASK_GROUPS = {
     "synthetic": tuple(name for name, task in TASKS.items() if task.synthetic),
+    "real": tuple(name for name, task in TASKS.items() if task.dataset == "real-music"),
     "paper": ("magnatagatune", "gtzan", "giantsteps", "emomusic"),
 }
 
@@ -178,7 +180,7 @@ CLIP_TOLERANCE_SECONDS = 0.1
 
 
 def resolve_tasks(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Expand task and group names (`synthetic`: the four synthetic tasks; `paper`: those of Table 1), each task once.
+    """Expand task and group names (`synthetic`, `real`, `paper`: the four of Table 1), each task once.
 
     Raises ValueError if a name is neither a task nor a group.
     """
