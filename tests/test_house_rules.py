@@ -30,7 +30,7 @@ LIMITS = {
     "features": 1_760,
     "pretraining": 1_530,
     "finetuning": 560,
-    "probing": 3_760,
+    "probing": 3_775,
     "hub": 1_330,
 }
 

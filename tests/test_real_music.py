@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import yaml
 
-from music2vec_hf.common.results import read_results
+from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import TASKS, load_task, resolve_tasks
