@@ -260,6 +260,17 @@ def build_vocalset(root, top="FULL"):
     return root
 
 
+def build_real_music(root):
+    """A clip of two albums in every split, as `examples/real_music` cuts them."""
+    lines = ["path,split,track_id,album,artist,list"]
+    for album in ("asc-music", "lugaru-data"):
+        for split in ("train", "validation", "test"):
+            lines.append(f"{album}/{split}.flac,{split},{album}/{split},{album},Somebody,kept")
+            write_tone(root / album / f"{split}.flac", seconds=0.5)
+    (root / "clips.csv").write_text("\n".join(lines))
+    return root
+
+
 DATASETS = {
     "gtzan": build_gtzan,
     "magnatagatune": build_magnatagatune,
@@ -268,4 +279,5 @@ DATASETS = {
     "mtg-jamendo": build_jamendo,
     "nsynth": build_nsynth,
     "vocalset": build_vocalset,
+    "real-music": build_real_music,
 }
