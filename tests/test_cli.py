@@ -85,7 +85,7 @@ def test_the_whole_chain_at_toy_size(offline, tmp_path, monkeypatch, capsys):
     words = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     words += ["-m", "music2vec_hf", "pretrain", "--recipe", "tiny", "--corpus", "corpus", "--output", "run"]
     words += ["--crop_seconds", 1, "--batch_seconds", 4, "--max_steps", 4, "--num_workers", 0, "--hidden_size", 32]
-    words += ["--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 7]
+    words += ["--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 2]
     offline.succeed(LAUNCH, *words, folder=tmp_path)
     run("embed", "run", "synthetic/audio/test", "--output", "e.parquet")
     words = ["--task", "synthetic-genre", "--data", "synthetic", "--output", "probes", "--layers", 1, "--seeds", 0, 1]

@@ -22,8 +22,8 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 770,
-    "common": 740,
-    "model": 1_730,
+    "common": 775,
+    "model": 1_855,
     "audio": 2_500,
     "corpus": 2_530,
     "synthetic": 880,

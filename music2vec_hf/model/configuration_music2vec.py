@@ -28,6 +28,7 @@ CUSTOM_PIPELINES = {
 }
 _POOLING_HEADS = ("mean", "attention")
 _WINDOW_AVERAGES = ("logits", "features")
+_FRONTEND_INITS = ("random", "log_frequency")
 
 
 @strict
@@ -46,6 +47,10 @@ class Music2VecConfig(Data2VecAudioConfig):
         loss_scale (`float`, *optional*): factor of the loss; `None` means `1 / sqrt(hidden_size)`.
         layer_norm_targets (`bool`): normalise the averaged targets over channels too.
         feature_grad_mult (`float`): factor of the gradient that reaches the convolutional front end; 0 freezes it.
+        acoustic_weight (`float`): weight of a second loss, by which the student predicts spectra at all frames, masked
+            or not; 0, as in the paper, leaves it out.
+        frontend_init (`str`): first weights of the front end's first layer: `"random"`, or `"log_frequency"`: sines
+            and cosines at equal ratios of frequency, for a layer that sees long enough.
         mask_time_prob (`float`): upper bound of the expected masked share of frames; spans overlap.
         mask_time_length (`int`): span length in frames (1 frame = 20 ms).
         mask_dropout (`float`): share of the masked frames of a row that is shown again.
@@ -87,6 +92,8 @@ class Music2VecConfig(Data2VecAudioConfig):
     loss_scale: float | int | None = None
     layer_norm_targets: bool = False
     feature_grad_mult: float | int = 1.0
+    acoustic_weight: float | int = 0.0
+    frontend_init: str = "random"
     mask_dropout: float | int = 0.0
     require_same_masks: bool = True
 
@@ -136,11 +143,11 @@ class Music2VecConfig(Data2VecAudioConfig):
         for name, low in (("mask_time_length", 1), ("ema_anneal_end_step", 0), ("classifier_hidden_size", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. Use a value of at least {low}.")
-        if self.loss_beta < 0 or self.feature_grad_mult < 0:
-            raise ValueError(
-                f"`loss_beta` is {self.loss_beta} and `feature_grad_mult` is {self.feature_grad_mult}. "
-                "Neither may be negative."
-            )
+        for name in ("loss_beta", "feature_grad_mult", "acoustic_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It may not be negative.")
+        if self.frontend_init not in _FRONTEND_INITS:
+            raise ValueError(f"`frontend_init` is {self.frontend_init!r}. Use one of {_FRONTEND_INITS}.")
 
     def validate_classifier(self):
         """Part of the `@strict` validation: what a classification head may read and how it pools."""

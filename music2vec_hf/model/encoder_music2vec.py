@@ -17,6 +17,7 @@ from transformers.models.data2vec.modeling_data2vec_audio import (
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .acoustic_music2vec import log_frequency_filters
 from .configuration_music2vec import Music2VecConfig
 from .frontend_music2vec import Music2VecFeatureEncoder
 
@@ -39,6 +40,8 @@ class Music2VecPreTrainedModel(Data2VecAudioPreTrainedModel):
         """fairseq's initialisation: as the parent's, but torch's default for the positional convolution."""
         if isinstance(module, Data2VecAudioPositionalConvLayer):
             uniform_by_fan_in(module.conv)
+        elif getattr(module, "in_channels", 0) == 1 and self.config.frontend_init == "log_frequency":
+            init.copy_(module.weight, log_frequency_filters(module.out_channels, module.kernel_size[0]))
         elif not (isinstance(module, nn.Conv1d) and module.groups > 1):
             super()._init_weights(module)
 
@@ -79,7 +82,7 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
 
     # Heads are left behind on purpose when the encoder alone is loaded.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(final_proj|classifier|projector|pooling_query)\.",
+        r"^(final_proj|acoustic_head|classifier|projector|pooling_query)\.",
         r"^(feature_mean|feature_std|layer_weights)$",
     ]
 

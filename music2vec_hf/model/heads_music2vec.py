@@ -23,7 +23,7 @@ class Music2VecHead(Music2VecPreTrainedModel):
     `hidden_states`, which then counts other layers.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"final_proj\..*"]
+    _keys_to_ignore_on_load_unexpected = [r"(final_proj|acoustic_head)\..*"]
     # The losses are means over their own batch: without this Trainer takes them for sums over accumulated batches.
     accepts_loss_kwargs = False
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .acoustic_music2vec import NUM_ACOUSTIC_BINS, acoustic_targets
 from .configuration_music2vec import Music2VecConfig
 from .encoder_music2vec import Music2VecModel, Music2VecPreTrainedModel, uniform_by_fan_in
 
@@ -18,7 +19,10 @@ class Music2VecForPreTrainingOutput(ModelOutput):
     """What [`Music2VecForPreTraining`] returns. `M` is the number of masked frames, row-major over `[B, T]`.
 
     Args:
-        loss (`torch.Tensor`, scalar float32): sum over masked frames and channels, scaled, over `M`.
+        loss (`torch.Tensor`, scalar float32): sum over masked frames and channels, scaled, over `M`; and
+            `acoustic_weight` times the acoustic loss.
+        acoustic_loss (`torch.Tensor`, scalar float32): the same of the spectra, which are predicted at all frames, so
+            the sum is over these.
         predictions (`torch.Tensor` of shape `(M, C)`): the student's.
         targets (`torch.Tensor` of shape `(M, C)`): the teacher's, without gradient.
         target_std, prediction_std (`torch.Tensor`, scalars): collapse monitors: mean over channels of
@@ -31,6 +35,7 @@ class Music2VecForPreTrainingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+    acoustic_loss: torch.Tensor | None = None
     target_std: torch.Tensor | None = None
     prediction_std: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
@@ -49,6 +54,7 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         super().__init__(config)
         self.data2vec_audio = Music2VecModel(config)
         self.final_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.acoustic_head = nn.Linear(config.hidden_size, NUM_ACOUSTIC_BINS) if config.acoustic_weight else None
         self.post_init()
         if config.feature_grad_mult == 0:  # under DDP a weight that waits for a gradient must get one
             self.data2vec_audio.freeze_feature_encoder()
@@ -117,9 +123,22 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
             output.loss = data2vec_loss(
                 output.predictions, output.targets, self.config.loss_beta, self.config.loss_scale
             )
+            if self.acoustic_head is not None:
+                output.acoustic_loss = self._acoustic_loss(input_values, hidden_states, len(rows))
+                output.loss = output.loss + self.config.acoustic_weight * output.acoustic_loss
             output.target_std = channel_std(output.targets)
             output.prediction_std = channel_std(output.predictions.detach())
         return output
+
+    def _acoustic_loss(self, input_values, hidden_states, num_masked: int) -> torch.Tensor:
+        config = self.config
+        spectra = acoustic_targets(
+            input_values, hidden_states.shape[1], config.inputs_to_logits_ratio, config.receptive_field
+        )
+        spectra = spectra.repeat_interleave(len(hidden_states) // len(spectra), 0)
+        predictions = self.acoustic_head(hidden_states)
+        loss = data2vec_loss(predictions.flatten(0, 1), spectra.flatten(0, 1), config.loss_beta)
+        return loss * (spectra.shape[0] * spectra.shape[1] / num_masked)
 
 
 def data2vec_loss(

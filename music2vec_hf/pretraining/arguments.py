@@ -24,7 +24,7 @@ MODEL_KEYS = (
     *("initializer_range", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"),
     *("layerdrop", "mask_time_prob", "mask_time_length", "mask_dropout", "require_same_masks"),
     *("average_top_k_layers", "ema_decay", "ema_end_decay", "ema_anneal_end_step", "ema_layers_only", "loss_beta"),
-    *("loss_scale", "layer_norm_targets", "feature_grad_mult"),
+    *("loss_scale", "layer_norm_targets", "feature_grad_mult", "acoustic_weight", "frontend_init"),
 )
 """The fields of [`Music2VecConfig`] that a recipe may set: those that pretraining reads."""
 

@@ -60,8 +60,8 @@ class Monitor:
         if step % self.recipe.log_every == 0 or step == self.recipe.max_steps:
             device = self.accelerator.device
             self.moments = FrameMoments(self.recipe.num_frames, self.recipe.hidden_size, device)
-            # Loss summed over masked frames, masked frames, frames, clips that could not be read.
-            self.totals = torch.zeros(4, device=device)
+            # Loss summed over masked frames, masked frames, frames, acoustic loss, clips that could not be read.
+            self.totals = torch.zeros(5, device=device)
 
     def wait_for(self, stream):
         """The next batch of `stream`; the time it takes is counted as waiting for data."""
@@ -78,6 +78,8 @@ class Monitor:
         self.totals[0] += output.loss.detach() * num_masked
         self.totals[1] += num_masked
         self.totals[2] += mask_time_indices.numel()
+        if output.acoustic_loss is not None:
+            self.totals[3] += output.acoustic_loss.detach() * num_masked
         self.moments.add(output, mask_time_indices)
 
     def end_step(self, step: int, skipped: int, failed_clips: int, **values: float) -> None:
@@ -95,13 +97,14 @@ class Monitor:
         self.bar.update(1)
         if self.moments is None:
             return
-        self.totals[3] = failed_clips
-        loss_sum, masked, frames, failed = self.accelerator.reduce(self.totals, "sum").tolist()
+        self.totals[4] = failed_clips
+        loss_sum, masked, frames, acoustic_sum, failed = self.accelerator.reduce(self.totals, "sum").tolist()
         now = time.perf_counter()
         audio_seconds = (step - self.last_step) * self.recipe.rows_per_update * self.recipe.crop_seconds
         record = {
             "step": step,
             "loss": loss_sum / masked,
+            **({"acoustic_loss": acoustic_sum / masked} if self.recipe.acoustic_weight else {}),
             "masked_share": masked / frames,
             **self.moments.monitors(lambda sums: self.accelerator.reduce(sums, "sum")),
             **{name: float(value) for name, value in values.items()},

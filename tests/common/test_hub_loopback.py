@@ -88,7 +88,7 @@ def batches(name, split):
 
 def losses(name, *switch):
     run = f"{out}-run{next(numbers)}"
-    assert main(["pretrain", "--recipe", "tiny", "--corpus", name, "--output", run, *toy, *switch]) == 0
+    assert main(["pretrain", "--recipe", "small", "--corpus", name, "--output", run, *toy, *switch]) == 0
     return [json.loads(line)["loss"] for line in open(f"{run}/metrics.jsonl")]
 
 saved = {}
@@ -143,7 +143,7 @@ track, out = sys.argv[1:]
 calls = {
     "embed": ["{}", track, "--output", f"{out}/e.parquet"],
     "export": ["{}", f"{out}/plain"],
-    "pretrain": ["--recipe", "tiny", "--corpus", "{}", "--output", f"{out}/run"],
+    "pretrain": ["--recipe", "small", "--corpus", "{}", "--output", f"{out}/run"],
 }
 def attempt(verb, name):
     with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -260,7 +260,7 @@ def test_a_mistake_gets_one_sentence(filled, online, audio, tmp_path):
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_accelerate_launches_a_run_on_a_corpus_by_id(filled, tmp_path, streaming):
     words = ["-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "music2vec_hf", "pretrain"]
-    words += ["--recipe", "tiny", "--corpus", "someone/corpus", "--output", str(tmp_path / "run"), *TOY.split()]
+    words += ["--recipe", "small", "--corpus", "someone/corpus", "--output", str(tmp_path / "run"), *TOY.split()]
     environment = {**os.environ, **filled.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words, "--streaming", streaming], env=environment, capture_output=True, text=True

@@ -232,8 +232,8 @@ from music2vec_hf.cli import main
 model, wav, out = sys.argv[1:]
 calls = [["push", model, "someone/x", "--license", "mit"], ["embed", "someone/x", wav, "--output", f"{out}/e.parquet"],
          ["export", "someone/x", f"{out}/plain"], ["prepare", "someone/x", f"{out}/corpus", "--num-proc", "1"],
-         ["pretrain", "--recipe", "tiny", "--corpus", "someone/x", "--output", f"{out}/new"],
-         ["pretrain", "--recipe", "tiny", "--corpus", wav, "--output", f"{out}/new", "--init_from", "someone/x"]]
+         ["pretrain", "--recipe", "small", "--corpus", "someone/x", "--output", f"{out}/new"],
+         ["pretrain", "--recipe", "small", "--corpus", wav, "--output", f"{out}/new", "--init_from", "someone/x"]]
 for words in calls:
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
         code = main(words)

@@ -150,8 +150,9 @@ def long_corpus(tmp_path_factory):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_trains_at_toy_width(name, long_corpus, tmp_path):
-    layers, crop_seconds = load_recipe(name).num_hidden_layers, load_recipe(name).crop_seconds
-    toy_width = SIZES | {"num_hidden_layers": layers}
+    whole = load_recipe(name)
+    layers, crop_seconds = whole.num_hidden_layers, whole.crop_seconds
+    toy_width = SIZES | {"num_hidden_layers": layers, "conv_dim": [8] * len(whole.conv_dim)}
     small = {"batch_seconds": crop_seconds, "max_steps": 1, "log_every": 1, "num_workers": 0, "precision": "fp32"}
     recipe = load_recipe(name, **toy_width, **small)
     records = read_records(pretrain(recipe, long_corpus, tmp_path / "run"))
