@@ -213,6 +213,7 @@ def test_a_killed_run_goes_on(built, builder, albums, pool, tmp_path, monkeypatc
         builder.build(out, albums, [], pool / "pool")
     assert not (out / "real_music.json").exists()
     (out / "music" / ".asc-music.1.unfinished").mkdir()  # what a kill at another place leaves
+    (out / "tasks" / "real-music" / ".clips.csv.1.unfinished").write_text("half")
     shutil.rmtree(out / "music" / "asc-music")
     builder.build(out, albums, [], pool / "pool")
     assert contents(out / "tasks") == contents(built[0] / "tasks")

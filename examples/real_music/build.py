@@ -77,8 +77,9 @@ def build(out: Path, albums: Sequence[Album], mirrors: Sequence[str], packages: 
         return summary
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(out / ".lock", f"Another run is building {out}; wait for it, or name another folder."):
-        for rest in out.glob("**/.*.unfinished"):  # of runs that were killed
-            shutil.rmtree(rest)
+        for place in (".", "music", "tasks/real-music"):
+            for rest in (out / place).glob(".*.unfinished"):  # of runs that were killed
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         missing = [album for album in albums if not (out / "music" / album.name).is_dir()]
         found = fetch_packages(missing, packages, mirrors) if missing else {}
         for album in tqdm(missing, desc="unpacking"):
