@@ -30,6 +30,7 @@ _PUBLIC = {
     "convert_fairseq_state_dict": "hub.conversion",
     "embed": "features.embeddings",
     "load_recipe": "pretraining.arguments",
+    "pretrained": "common.weights",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from music2vec_hf.common.computing import PRECISIONS
+from music2vec_hf.common.weights import model_source
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, TrainingStopped
 
 _VERBS: list[tuple[Callable, tuple[Callable, ...]]] = []
@@ -247,7 +248,7 @@ def finetune(config, more) -> None:
 
 
 @_verb(
-    _arg("MODEL", "folder or Hub id of an audio model"),
+    _arg("MODEL", "tiny, or folder or Hub id of an audio model", type=model_source),
     _arg("INPUT", "audio files, folders, manifests, corpora, Parquet or Hub ids", nargs="+", dest="inputs"),
     _arg("--output", "file.parquet, file.npz, or DIR/ for one npz file a track, to write", required=True),
     _arg("--layers", "all, or some of conv,0,1,...", type=_layers, default="all"),
@@ -296,7 +297,7 @@ def similar(library, query, **settings) -> None:
 
 
 @_verb(
-    _arg("MODEL", "folder or Hub id of any audio encoder"),
+    _arg("MODEL", "tiny, or folder or Hub id of any audio encoder", type=model_source),
     _arg("--task", "a task or group, for example synthetic or synthetic-genre", required=True),
     _arg("--data", "folder of the task's data", required=True),
     _arg("--output", "folder for results.json, predictions and the cache", required=True),
@@ -345,7 +346,7 @@ def convert(checkpoint, out) -> None:
 
 
 @_verb(
-    _arg("MODEL", "folder or Hub id"),
+    _arg("MODEL", "tiny, or folder or Hub id", type=model_source),
     _arg("OUT", "new folder"),
     _arg("--format", "to write", default="data2vec-audio", choices=("data2vec-audio", "onnx")),
     _arg("--quantize", "of ONNX: write a file with 8-bit weights, too", choices=("int8",)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NUM_CLIPS, CORPUS_SEED = 2000, 0
+BASELINES = ("random-init", "mfcc", "chroma", "mel")
 
 
 @dataclass
@@ -59,7 +60,7 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
         (["prepare", songs / "audio" / "train", corpus], corpus),
         (pretrain, run / "model.safetensors"),
         (embed, embeddings),
-        ([*probe, "--precision", "auto"], probes / "results.json"),
+        ([*probe, "--precision", "auto", "--baselines", *BASELINES], probes / "results.json"),
         (["report", probes, run, "--output", output], output / "report.html"),
     ]
     return [Stage([str(word) for word in words], made) for words, made in stages]
@@ -75,7 +76,7 @@ def run_demo(output: str | Path = "demo", seed: int = 1) -> Path:
         ValueError: if a stage fails; its own message stands above.
     """
     from music2vec_hf.common.files import read_results, write_json
-    from music2vec_hf.probing.report_tables import format_table, verdicts
+    from music2vec_hf.probing.report_tables import format_summary
 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def run_demo(output: str | Path = "demo", seed: int = 1) -> Path:
         print(f"\n[{number}/{len(stages)}] {stage.shown}", flush=True)
         run_stage(stage)
     results = read_results(output / "probes")
-    print("", format_table(results), "", *verdicts(results), sep="\n")
+    print("", format_summary(results), sep="\n")
     print(f"\n{'stage':<10}{'time':>9}{'peak memory':>14}\n{'-' * 33}")
     for stage in stages:
         print(f"{stage.name:<10}{stage.seconds:>7.0f} s{stage.peak_gib:>10.2f} GiB")
@@ -92,7 +93,8 @@ def run_demo(output: str | Path = "demo", seed: int = 1) -> Path:
     print(f"{'all':<10}{total:>7.0f} s{peak:>10.2f} GiB")
     times = [{"stage": stage.name, "seconds": stage.seconds, "peak_gib": stage.peak_gib} for stage in stages]
     write_json(output / "stages.json", times, indent=1)
-    print(f"\nmodel:  {output / 'music2vec-tiny'}\nreport: {stages[-1].made}")
+    curve = output / "figures" / "training.png"
+    print(f"\nmodel:  {output / 'music2vec-tiny'}\ncurve:  {curve}\nreport: {stages[-1].made}")
     return stages[-1].made
 
 

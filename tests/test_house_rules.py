@@ -21,7 +21,7 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 770,
+    "top": 775,
     "common": 775,
     "model": 1_855,
     "audio": 2_500,
@@ -30,7 +30,7 @@ LIMITS = {
     "features": 1_760,
     "pretraining": 1_530,
     "finetuning": 560,
-    "probing": 3_775,
+    "probing": 3_795,
     "hub": 1_330,
 }
 

@@ -15,8 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
+from safetensors.torch import load_file
+from toy_model import SIZES, save_model
+from transformers import AutoModel
 
+from music2vec_hf import Music2VecConfig, Music2VecForPreTraining
 from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.declarations import SPLITS
@@ -52,8 +57,8 @@ def builder():
     sys.path.insert(0, str(FOLDER))
     yield importlib.import_module("build")
     sys.path.remove(str(FOLDER))
-    for name in ("build", "packages"):
-        del sys.modules[name]
+    for name in ("build", "packages", "make_tiny"):
+        sys.modules.pop(name, None)
 
 
 def tone(pitch, artist=None, seconds=32.0, kind="OGG"):
@@ -196,6 +201,19 @@ def test_the_tasks_read_it(built, tmp_path):
     assert record["task"] == "soundtrack" and record["value"] == 1.0 and not record["synthetic"]
     with pytest.raises(FileNotFoundError, match=r"clips\.csv' is not there.*examples/real_music/build\.py"):
         load_task("soundtrack", tmp_path)
+
+
+def test_what_is_released_is_the_encoder_in_half_the_bytes(builder, tmp_path):
+    student = Music2VecForPreTraining(Music2VecConfig(**SIZES, acoustic_weight=1.0))
+    save_model(student, tmp_path / "run")
+    (tmp_path / "ATTRIBUTION.md").write_text("# Attribution\n")
+    importlib.import_module("make_tiny").release(tmp_path / "run", tmp_path / "out", tmp_path / "ATTRIBUTION.md")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.float32 and model.state_dict().keys() == student.data2vec_audio.state_dict().keys()
+    for name, tensor in student.data2vec_audio.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=2**-8, atol=1e-6)
+    assert (tmp_path / "out" / "ATTRIBUTION.md").is_file()
 
 
 def test_a_killed_run_goes_on(built, builder, albums, pool, tmp_path, monkeypatch):

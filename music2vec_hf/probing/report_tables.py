@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 
 from music2vec_hf.common.files import PARTS
 from music2vec_hf.common.metrics import metric_title
@@ -39,9 +40,9 @@ DATA_MARK, QUICK_MARK, LAYERS_MARK = "d", "q", "l"  # the paper's own mark is in
 def task_title(name: str) -> str:
     """Short human name of a task; that of a real data set names it, because several tasks are about genre or tags."""
     task = TASKS.get(name)
-    if task is None or task.synthetic:
-        return name if task is None else task.title
-    return f"{task.title} ({name})"
+    if task is None or task.title == name:
+        return name
+    return task.title if task.synthetic else f"{task.title} ({name})"
 
 
 def source_kinds(results: Mapping) -> dict[str, str]:
@@ -85,6 +86,26 @@ def format_table(results: Mapping) -> str:
 
     rows = [[row["label"], *(text(row["cells"].get(source)) for source in sources)] for row in table_rows(results)]
     return markdown_table(["task, metric", *sources], rows)
+
+
+def format_summary(results: Mapping) -> str:
+    """The shortest answer: value of every task, and their mean, of the models, of random weights and of the spectral
+    baseline with the best mean."""
+    means = {average["source"]: average for average in results["averages"]}
+    kinds = source_kinds(results)
+    spectral = [name for name, kind in kinds.items() if kind not in ("model", "random-init", "chance")]
+    best = max(spectral, key=lambda name: means[name]["task_mean"], default=None)
+    values: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for record in results["records"]:
+        if record["metric"] in TASKS[record["task"]].value_metrics:
+            values[record["source"]][record["task"]].append(record["value"])
+    tasks = means[next(iter(kinds))]["tasks"]
+    rows = [
+        [name, f"{means[name]['task_mean']:.3f}", *(f"{mean(values[name][task]):.3f}" for task in tasks)]
+        for name, kind in kinds.items()
+        if kind in ("model", "random-init") or name == best
+    ]
+    return markdown_table(["", TASK_MEAN, *map(task_title, tasks)], rows)
 
 
 def verdicts(results: Mapping) -> list[str]:

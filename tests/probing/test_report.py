@@ -15,6 +15,7 @@ from music2vec_hf.probing.report import KEYS_BY_FIFTHS
 from music2vec_hf.probing.report_tables import (
     comparison,
     distinct_sources,
+    format_summary,
     format_table,
     layer_guide,
     layer_guide_rows,
@@ -49,6 +50,15 @@ def test_data_that_differs_from_the_benchmark_is_named_once(results):
         each["differences"] = ["test: 289 tracks, the benchmark has 290."] if "genre" in each["task"] else []
     (line,) = [line for line in notices(results) if "comparable" in line]
     assert line.endswith("not comparable with published scores: test: 289 tracks, the benchmark has 290.")
+
+
+def test_the_summary_has_the_model_random_weights_and_the_best_spectra(results):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in format_summary(results).splitlines()]
+    assert [row[0] for row in rows[2:]] == ["pretrained", "random-init", "chroma"]
+    means = {each["source"]: each["task_mean"] for each in results["averages"]}
+    for name, value, *by_task in rows[2:]:
+        assert value == f"{means[name]:.3f}" and len(by_task) == len(results["averages"][0]["tasks"])
+        assert sum(map(float, by_task)) / len(by_task) == pytest.approx(means[name], abs=1e-3)
 
 
 def test_table_holds_scores_intervals_and_means(results):

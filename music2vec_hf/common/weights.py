@@ -1,0 +1,30 @@
+"""The weights that come with the library."""
+
+from pathlib import Path
+
+_FOLDER = Path(__file__).parents[1] / "weights"
+
+
+def pretrained(name: str = "tiny") -> Path:
+    """Folder of a model that comes with the library, for `from_pretrained`, `embed`, `pipeline` and every command that
+    takes a model; nothing is downloaded. Its README.md tells what it was trained on and what it is worth.
+
+    Args:
+        name (`str`): `"tiny"`, the only one so far.
+
+    Raises:
+        ValueError: for a name that no model has.
+    """
+    names = sorted(path.name for path in _FOLDER.iterdir())
+    if name not in names:
+        raise ValueError(f"No model called {name!r} comes with the library. Use one of {', '.join(names)}.")
+    return _FOLDER / name
+
+
+def model_source(name: str) -> str:
+    """What a person called MODEL: a folder or Hub id as it is; for `tiny` the weights that come with the library,
+    unless a folder of that name lies here."""
+    return name if name != "tiny" or Path(name).exists() else str(pretrained(name))
+
+
+__all__ = ["model_source", "pretrained"]

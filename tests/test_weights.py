@@ -1,0 +1,70 @@
+"""The weights that come with the library: whole, small, loaded by every way, with scores that are theirs."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from transformers import AutoFeatureExtractor, AutoModel
+
+from music2vec_hf import Music2VecModel, embed, pretrained
+from music2vec_hf.cli import main
+from music2vec_hf.common.files import read_results
+from music2vec_hf.common.weights import model_source
+from music2vec_hf.hub.card import read_scores
+
+TINY = pretrained("tiny")
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    """A chord and noise, 3 s each."""
+    folder, seconds = tmp_path_factory.mktemp("songs"), np.arange(3 * 22_050) / 22_050
+    chord = sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.18, 329.63)) / 4
+    soundfile.write(folder / "chord.wav", chord, 22_050)
+    soundfile.write(folder / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(66_150), 22_050)
+    return folder
+
+
+def test_they_are_small_and_in_half_precision():
+    assert sum(path.stat().st_size for path in TINY.iterdir()) <= 10e6
+    with safe_open(TINY / "model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}
+    assert {path.name for path in TINY.iterdir()} >= {"README.md", "ATTRIBUTION.md", "results.json", "config.json"}
+
+
+def test_the_auto_classes_load_them_in_float32_and_whole():
+    model, report = AutoModel.from_pretrained(TINY, output_loading_info=True)
+    assert type(model) is Music2VecModel and model.dtype == torch.float32
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert AutoFeatureExtractor.from_pretrained(TINY).receptive_field == model.config.receptive_field
+
+
+def test_a_song_has_embeddings_that_differ_from_those_of_noise(songs):
+    vectors = embed(TINY, [songs / "chord.wav", songs / "noise.wav"])
+    assert vectors.shape == (2, 5, 256) and vectors.dtype == np.float32 and np.isfinite(vectors).all()
+    chord, noise = vectors[:, -1] / np.linalg.norm(vectors[:, -1], axis=-1, keepdims=True)
+    assert chord @ noise < 0.9
+
+
+def test_tiny_is_a_model_on_the_command_line_unless_a_folder_has_its_name(songs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", "tiny", str(songs), "--output", "songs.parquet"]) == 0
+    assert "2 tracks" in capsys.readouterr().out
+    assert model_source("tiny") == str(TINY) and model_source("someone/model") == "someone/model"
+    (tmp_path / "tiny").mkdir()
+    assert model_source("tiny") == "tiny"
+    with pytest.raises(ValueError, match=r"'large'.*Use one of tiny"):
+        pretrained("large")
+
+
+def test_the_card_has_the_scores_of_these_weights_beside_their_baselines():
+    scores = read_scores(TINY, [TINY])
+    assert {row["task"] for row in scores["records"] if row["of_model"]} >= {"synthetic-genre", "soundtrack"}
+    kinds = {record["source_kind"] for record in read_results(TINY)["records"]}
+    assert kinds >= {"model", "random-init", "mfcc", "chroma", "mel"}
+    card = (TINY / "README.md").read_text(encoding="utf-8")
+    assert "license: cc-by-sa-4.0" in card and "ATTRIBUTION.md" in card
+    for record in scores["records"]:
+        if record["of_model"] and record["metric"] == "accuracy":
+            assert f"{record['value']:.3f}" in card
