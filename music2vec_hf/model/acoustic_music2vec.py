@@ -40,11 +40,12 @@ def acoustic_targets(input_values: torch.Tensor, num_frames: int, hop: int, rece
     # The long windows overlap so much that every fourth of them is enough.
     slow_frames = math.ceil(num_frames / _SLOWER)
     slow_centre = receptive_field / 2 + (_SLOWER - 1) / 2 * hop
-    long = _powers(samples, _LONG_WINDOW, slow_frames, _SLOWER * hop, slow_centre)
-    short = _powers(samples, _SHORT_WINDOW, num_frames, hop, receptive_field / 2)
-    levels = (torch.log(long @ semitones + 1e-4), torch.log(short @ mel_bands + 1e-4), long.pow(0.25) @ pitch_classes)
-    levels = [each if each.shape[1] == num_frames else _stretched(each, num_frames) for each in levels]
-    return torch.cat([F.layer_norm(each, each.shape[1:], eps=1e-8) for each in levels], dim=-1)
+    with torch.autocast(device.type, enabled=False):
+        long = _powers(samples, _LONG_WINDOW, slow_frames, _SLOWER * hop, slow_centre)
+        short = _powers(samples, _SHORT_WINDOW, num_frames, hop, receptive_field / 2)
+        pitch, timbre = torch.log(long @ semitones + 1e-4), torch.log(short @ mel_bands + 1e-4)
+        levels = (_stretched(pitch, num_frames), timbre, _stretched(long.pow(0.25) @ pitch_classes, num_frames))
+        return torch.cat([F.layer_norm(each, each.shape[1:], eps=1e-8) for each in levels], dim=-1)
 
 
 def _powers(samples: torch.Tensor, window: int, num_frames: int, hop: int, first_centre: float) -> torch.Tensor:

@@ -66,6 +66,8 @@ def test_each_kind_of_spectrum_has_unit_variance_and_loudness_does_not_count():
     for kind in (SEMITONES, MEL_BANDS, PITCH_CLASSES):
         torch.testing.assert_close(spectra[..., kind].mean((1, 2)), torch.zeros(2), atol=1e-4, rtol=0)
         torch.testing.assert_close(spectra[..., kind].var((1, 2)), torch.ones(2), atol=1e-2, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(acoustic_targets(samples, 90, HOP, FIELD), spectra)
     assert (acoustic_targets(2 * samples, 90, HOP, FIELD) - spectra).abs().mean() < 0.05
     assert torch.isfinite(acoustic_targets(torch.zeros(1, 32_000), 90, HOP, FIELD)).all()
 
