@@ -21,12 +21,11 @@ from music2vec_hf.probing.scores import averages, value_metrics
 from music2vec_hf.probing.tasks.loading import load_task
 
 TASKS = ("synthetic-genre", "synthetic-key", "synthetic-tags", "synthetic-emotion", "soundtrack")
-PENALTIES = {"single_label_classification": (0.003, 0.03, 0.3), "": (30.0, 300.0, 3000.0)}
+CLASS_PENALTIES, VALUE_PENALTIES = (0.003, 0.03, 0.3), (30.0, 300.0, 3000.0)
 
 
-def outputs(problem_type: str, penalty: float, features, targets, held_out) -> np.ndarray:
+def outputs(classes: bool, penalty: float, features, targets, held_out) -> np.ndarray:
     """What a linear probe answers on held-out features."""
-    classes = problem_type == "single_label_classification"
     linear = LogisticRegression(C=penalty, max_iter=500) if classes else Ridge(penalty)
     probe = make_pipeline(StandardScaler(), linear).fit(features, targets)
     return probe.predict_proba(held_out) if classes else probe.predict(held_out)
@@ -35,13 +34,13 @@ def outputs(problem_type: str, penalty: float, features, targets, held_out) -> n
 def best_scores(store: FeatureStore, data) -> dict[str, float]:
     """The task's value metrics on the validation clips, of the layer and penalty that are best there."""
     train, held_out = data.splits["train"], data.splits["validation"]
-    problem_type, labels = data.task.problem_type, data.task.labels
+    classes = data.task.problem_type == "single_label_classification"
+    metrics = {name: get_metric(name, data.task.labels) for name in value_metrics(data.task.name)}
     rows = [store.rows(split.paths).features for split in (train, held_out)]
     found = []
     for layer in rows[0]:
-        for penalty in PENALTIES.get(problem_type, PENALTIES[""]):
-            answers = outputs(problem_type, penalty, rows[0][layer], train.targets, rows[1][layer])
-            metrics = {name: get_metric(name, labels) for name in value_metrics(data.task.name)}
+        for penalty in CLASS_PENALTIES if classes else VALUE_PENALTIES:
+            answers = outputs(classes, penalty, rows[0][layer], train.targets, rows[1][layer])
             scores = {name: float(metric(held_out.targets, answers)) for name, metric in metrics.items()}
             found.append((np.mean(list(scores.values())), scores))
     return max(found, key=lambda one: one[0])[1]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from music2vec_hf.common.computing import PRECISIONS
 from music2vec_hf.common.weights import model_source
+from music2vec_hf.demo import BASELINES
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, TrainingStopped
 
 _VERBS: list[tuple[Callable, tuple[Callable, ...]]] = []
@@ -84,7 +85,6 @@ _NUM_PROC = _arg("--num-proc", "processes", default=os.cpu_count() or 1)
 _DEVICE = _arg("--device", "to compute on", default="auto", choices=_DEVICES)
 _PRECISION = _arg("--precision", "auto: bf16 where the hardware multiplies it", default="fp32", choices=PRECISIONS)
 _TRUST = _arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
-_BASELINES = ["random-init", "mfcc", "chroma", "mel"]
 
 
 @_verb(
@@ -310,7 +310,7 @@ def similar(library, query, **settings) -> None:
     _arg("--device", "of model and probes", default="cpu", choices=("cpu", "cuda")),
     _TRUST,
     _arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
-    _arg("--baselines", "(default: the first three)", nargs="*", choices=_BASELINES, default=_BASELINES[:3]),
+    _arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),
 )
 def probe(model, task, data, output, baselines, layers, device, **settings) -> None:
     """Probe a model on a task, beside random weights, spectral features and chance."""

@@ -86,10 +86,10 @@ def build(out: Path, albums: Sequence[Album], mirrors: Sequence[str], packages: 
             with written_aside(out / "music" / album.name) as folder:
                 _take_music(found[album.name], album, folder)
         tracks = [track for album in tqdm(albums, desc="manifest") for track in list_album(album, out)]
-        _write_table(out / "manifest.csv", MANIFEST, map(vars, tracks))
+        write_table(out / "manifest.csv", MANIFEST, map(vars, tracks))
         write_text(out / "ATTRIBUTION.md", attribution(albums, tracks))
         chosen = [track for track in tracks if track.list == track.split == "train"]
-        _write_table(out / "pretraining.csv", MANIFEST, map(vars, chosen))
+        write_table(out / "pretraining.csv", MANIFEST, map(vars, chosen))
         corpus = prepare_corpus(out / "pretraining.csv", out / "corpus", min_seconds=MIN_SECONDS, num_proc=num_proc)
         clips = write_clips(tracks, out)
         summary = {
@@ -207,11 +207,11 @@ def write_clips(tracks: Sequence[Track], out: Path) -> Counter:
                 for name, (track, start) in zip(names, clips, strict=True):
                     (folder / name).write_bytes(encode_flac(read_audio(out / track.path, start, CLIP_SECONDS)))
         rows += [{**vars(track), "path": f"{album}/{name}"} for name, (track, _) in zip(names, clips, strict=True)]
-    _write_table(root / "clips.csv", CLIPS, rows)
+    write_table(root / "clips.csv", CLIPS, rows)
     return Counter((row["list"], row["split"]) for row in rows)
 
 
-def _write_table(path: Path, columns: Sequence[str], rows) -> None:
+def write_table(path: Path, columns: Sequence[str], rows) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

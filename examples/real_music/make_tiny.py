@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 import torch
-from build import MANIFEST
+from build import MANIFEST, write_table
 
 from music2vec_hf.common.files import RESULTS, read_json, read_results, write_json, write_text
+from music2vec_hf.demo import BASELINES
 from music2vec_hf.hub.card import read_scores, write_model_card
 from music2vec_hf.model.encoder_music2vec import Music2VecModel
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
@@ -24,7 +25,6 @@ from music2vec_hf.probing.report_tables import verdicts
 from music2vec_hf.probing.suite import run_suite
 
 HERE = Path(__file__).parent
-BASELINES = ["random-init", "mfcc", "chroma", "mel"]
 TASKS = {"probes": ["synthetic", "soundtrack"], "probes-kept": ["soundtrack-kept"]}
 LICENCE = "cc-by-sa-4.0"
 # 4,000 updates at the full rate, then 1,500 in which the rate falls and the teacher slows down.
@@ -66,10 +66,7 @@ def make_corpus(out: Path) -> Path:
         rows = list(csv.DictReader(file))
     clips = sorted((synthetic / "audio" / "train").glob("*.flac"))
     rows += [{"path": str(clip.relative_to(out)), "track_id": f"synthetic/{clip.stem}"} for clip in clips]
-    with open(out / "mixed.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, MANIFEST, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out / "mixed.csv", MANIFEST, rows)
     music2vec("prepare", out / "mixed.csv", out / "mixed", "--min-seconds", 5, "--store", "wav")
     return out / "mixed"
 

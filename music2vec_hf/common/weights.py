@@ -15,16 +15,19 @@ def pretrained(name: str = "tiny") -> Path:
     Raises:
         ValueError: for a name that no model has.
     """
-    names = sorted(path.name for path in _FOLDER.iterdir())
-    if name not in names:
-        raise ValueError(f"No model called {name!r} comes with the library. Use one of {', '.join(names)}.")
+    if name not in _names():
+        raise ValueError(f"No model called {name!r} comes with the library. Use one of {', '.join(_names())}.")
     return _FOLDER / name
 
 
 def model_source(name: str) -> str:
-    """What a person called MODEL: a folder or Hub id as it is; for `tiny` the weights that come with the library,
-    unless a folder of that name lies here."""
-    return name if name != "tiny" or Path(name).exists() else str(pretrained(name))
+    """What a person called MODEL: a folder or Hub id as it is; for a name of the weights that come with the library
+    their folder, unless one of that name lies here."""
+    return str(pretrained(name)) if name in _names() and not Path(name).exists() else name
+
+
+def _names() -> list[str]:
+    return sorted(path.name for path in _FOLDER.iterdir())
 
 
 __all__ = ["model_source", "pretrained"]

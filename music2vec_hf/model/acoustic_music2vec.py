@@ -36,7 +36,7 @@ def acoustic_targets(input_values: torch.Tensor, num_frames: int, hop: int, rece
         `torch.Tensor` of shape `(B, T, 136)`, float32.
     """
     samples, device = input_values.float(), input_values.device
-    semitones, mel_bands, pitch_classes = (matrix.to(device) for matrix in _filters())
+    semitones, mel_bands, pitch_classes = _filters(device)
     # The long windows overlap so much that every fourth of them is enough.
     slow_frames = math.ceil(num_frames / _SLOWER)
     slow_centre = receptive_field / 2 + (_SLOWER - 1) / 2 * hop
@@ -62,8 +62,8 @@ def _stretched(levels: torch.Tensor, num_frames: int) -> torch.Tensor:
 
 
 @cache
-def _filters() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Matrices from the bins of a spectrum to semitones, mel bands and pitch classes."""
+def _filters(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Matrices from the bins of a spectrum to semitones, mel bands and pitch classes, made once for each device."""
     hertz = torch.arange(_LONG_WINDOW // 2 + 1) * SAMPLING_RATE / _LONG_WINDOW
     pitch = 12 * torch.log2(hertz.clamp_min(1.0) / LOWEST_HZ)
     # Triangles of a semitone to each side, and never narrower than the spectrum's own bins.
@@ -76,8 +76,7 @@ def _filters() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     rising = (mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - mel[:, None]) / (edges[2:] - edges[1:-1])
     mel_bands = torch.minimum(rising, falling).clamp_min(0)
-    mel_bands[:, mel_bands.sum(0) == 0] = 0
-    return semitones, mel_bands, pitch_classes / pitch_classes.sum(0)
+    return semitones.to(device), mel_bands.to(device), (pitch_classes / pitch_classes.sum(0)).to(device)
 
 
 def log_frequency_filters(num_filters: int, kernel: int) -> torch.Tensor:

@@ -65,7 +65,6 @@ class EMATeacher:
         student = _encoder_of(model)
         averaged, towards = [], []
         for (name, ours), theirs in zip(self.encoder.named_parameters(), student.parameters(), strict=True):
-            theirs = theirs.full_tensor() if hasattr(theirs, "full_tensor") else theirs  # in shards, under FSDP
             if self.config.ema_layers_only and name.startswith("pos_conv_embed."):
                 ours.copy_(theirs)
             else:
