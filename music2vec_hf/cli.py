@@ -6,14 +6,14 @@ Work is done, and explained, in the modules that the verbs import when they run:
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from music2vec_hf.common.computing import PRECISIONS
 from music2vec_hf.common.weights import model_source
 from music2vec_hf.demo import BASELINES
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, TrainingStopped
+from music2vec_hf.verbs import VERBS, arg, read_overrides, verb
 
-_VERBS: list[tuple[Callable, tuple[Callable, ...]]] = []
 _DEVICES = ("auto", "cpu", "cuda", "mps")  # those of music2vec_hf.features.encoders, which imports torch
 
 
@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, more = parser.parse_known_args(argv)
     values = dict(vars(args))
-    verb = values.pop("verb")
-    if verb in (pretrain, finetune):
+    function = values.pop("verb")
+    if function in (pretrain, finetune):
         values["more"] = more
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     from huggingface_hub.errors import HTTPError
 
     try:
-        verb(**values)
+        function(**values)
     except (ValueError, OSError, HTTPError, TrainingStopped, TrainingInterrupted) as error:
         print(f"music2vec: {' '.join(str(error).split())}", file=sys.stderr)
         return REQUEUE_EXIT_CODE if isinstance(error, TrainingInterrupted) else 1
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All verbs and their arguments; the help of a verb is its function's docstring."""
     parser = argparse.ArgumentParser(prog="music2vec", description="Self-supervised music representation learning.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for function, arguments in _VERBS:
+    for function, arguments in VERBS:
         summary, _, details = function.__doc__.partition("\n\n")
         command = verbs.add_parser(function.__name__, help=summary, description=summary, epilog=details.strip())
         command.set_defaults(verb=function)
@@ -54,42 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(*arguments: Callable) -> Callable[[Callable], Callable]:
-    """Make a function a verb of its name."""
-
-    def declare(function: Callable) -> Callable:
-        _VERBS.append((function, arguments))
-        return function
-
-    return declare
-
-
-def _arg(name: str, help: str, **settings) -> Callable[[argparse.ArgumentParser], object]:
-    """An argument, in capitals a positional one. Its help tells the default, which a number's type is taken from."""
-    default = settings.get("default")
-    if isinstance(default, (int, float)):
-        settings["type"] = type(default)
-    if default is not None and "(default" not in help:
-        help += " (default: %(default)s)"
-    names = name.split()
-    if name[0] != "-":
-        settings["metavar"], names = name, [settings.pop("dest", name.lower())]
-    return lambda command: command.add_argument(*names, help=help, **settings)
-
-
 def _layers(text: str) -> list[str] | None:
     return None if text == "all" else [layer.strip() for layer in text.split(",") if layer.strip()]
 
 
-_NUM_PROC = _arg("--num-proc", "processes", default=os.cpu_count() or 1)
-_DEVICE = _arg("--device", "to compute on", default="auto", choices=_DEVICES)
-_PRECISION = _arg("--precision", "auto: bf16 where the hardware multiplies it", default="fp32", choices=PRECISIONS)
-_TRUST = _arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
+_NUM_PROC = arg("--num-proc", "processes", default=os.cpu_count() or 1)
+_DEVICE = arg("--device", "to compute on", default="auto", choices=_DEVICES)
+_PRECISION = arg("--precision", "auto: bf16 where the hardware multiplies it", default="fp32", choices=PRECISIONS)
+_TRUST = arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
 
 
-@_verb(
-    _arg("--output", "folder for everything it makes", default="demo"),
-    _arg("--seed", "seed of the pretraining", default=1),
+@verb(
+    arg("--output", "folder for everything it makes", default="demo"),
+    arg("--seed", "seed of the pretraining", default=1),
 )
 def demo(output, seed) -> None:
     """Synthesise, pretrain tiny, probe four tasks and report; offline, minutes on two cores."""
@@ -98,11 +75,11 @@ def demo(output, seed) -> None:
     run_demo(output, seed)
 
 
-@_verb(
-    _arg("OUT", "new folder"),
-    _arg("--clips", "number of clips", type=int, required=True),
-    _arg("--seed", "equal seeds give equal bytes", type=int, required=True),
-    _arg("--clip-seconds", "length of a clip", default=10.0),
+@verb(
+    arg("OUT", "new folder"),
+    arg("--clips", "number of clips", type=int, required=True),
+    arg("--seed", "equal seeds give equal bytes", type=int, required=True),
+    arg("--clip-seconds", "length of a clip", default=10.0),
     _NUM_PROC,
 )
 def synth(out, clips, seed, clip_seconds, num_proc) -> None:
@@ -114,20 +91,20 @@ def synth(out, clips, seed, clip_seconds, num_proc) -> None:
     print(f"{out}: {summary['num_clips']} synthetic clips of {summary['clip_seconds']:g} s ({splits})")
 
 
-@_verb(
-    _arg("SOURCE", "folder; CSV, TSV or JSONL manifest; Parquet or .tar files; or Hub id"),
-    _arg("OUT", "folder of the corpus"),
-    _arg("--clip-seconds", "length of a clip", default=30.0),
-    _arg("--min-seconds", "shortest clip kept", default=2.0),
+@verb(
+    arg("SOURCE", "folder; CSV, TSV or JSONL manifest; Parquet or .tar files; or Hub id"),
+    arg("OUT", "folder of the corpus"),
+    arg("--clip-seconds", "length of a clip", default=30.0),
+    arg("--min-seconds", "shortest clip kept", default=2.0),
     _NUM_PROC,
-    _arg("--engine", "ray: RAY_ADDRESS's cluster", default="processes", choices=("processes", "ray")),
-    _arg("--file-timeout", "seconds; a file that takes longer, 50 kB/s granted, is rejected; 0: never", default=600.0),
-    _arg("--hours", "take tracks, or whole artists, at random until they last so long", type=float),
-    _arg("--seed", "of --hours (default: 0)", type=int),
-    _arg("--shard", "part i of n, i from 0 on: --array=0-3 and $SLURM_ARRAY_TASK_ID/4; then merge", metavar="i/n"),
-    _arg("--store", "wav needs no decoding; pcm is its older name", default="flac", choices=("flac", "wav", "pcm")),
-    _arg("--push-to-hub --push_to_hub", "then upload the corpus to this data set, user/name", metavar="REPO_ID"),
-    _arg("--private", "if --push-to-hub makes the data set, make it private", action="store_true"),
+    arg("--engine", "ray: RAY_ADDRESS's cluster", default="processes", choices=("processes", "ray")),
+    arg("--file-timeout", "seconds; a file that takes longer, 50 kB/s granted, is rejected; 0: never", default=600.0),
+    arg("--hours", "take tracks, or whole artists, at random until they last so long", type=float),
+    arg("--seed", "of --hours (default: 0)", type=int),
+    arg("--shard", "part i of n, i from 0 on: --array=0-3 and $SLURM_ARRAY_TASK_ID/4; then merge", metavar="i/n"),
+    arg("--store", "wav needs no decoding; pcm is its older name", default="flac", choices=("flac", "wav", "pcm")),
+    arg("--push-to-hub --push_to_hub", "then upload the corpus to this data set, user/name", metavar="REPO_ID"),
+    arg("--private", "if --push-to-hub makes the data set, make it private", action="store_true"),
 )
 def prepare(source, out, shard, store, push_to_hub, private, **settings) -> None:
     """Turn a folder of audio, a manifest or a data set into a corpus; resumable."""
@@ -151,7 +128,7 @@ def prepare(source, out, shard, store, push_to_hub, private, **settings) -> None
         print(push_corpus(out, push_to_hub, private))
 
 
-@_verb(_arg("OUT", "folder of the corpus"))
+@verb(arg("OUT", "folder of the corpus"))
 def merge(out) -> None:
     """Join the parts that `prepare SOURCE OUT --shard i/n` made to one corpus, if all are there."""
     from music2vec_hf.corpus.prepare import merge_corpus
@@ -166,7 +143,7 @@ def _print_corpus(out: str, summary: dict) -> None:
     )
 
 
-@_verb(_arg("CORPUS", "folder that `music2vec prepare` made"))
+@verb(arg("CORPUS", "folder that `music2vec prepare` made"))
 def pcm(corpus) -> None:
     """Store a corpus as wav, for training where decoding is the limit; 115 GB for 1,000 hours."""
     from music2vec_hf.corpus.clips import convert_to_wav
@@ -175,10 +152,10 @@ def pcm(corpus) -> None:
     print(f"{corpus}: {found['clips']} clips, {found['bytes'] / 1e9:.2f} GB; {len(found['failed'])} cannot be decoded")
 
 
-@_verb(
-    _arg("CORPUS", "folder that `music2vec prepare` made, or Hub id"),
-    _arg("--output", "page to write", default="inspection.html"),
-    _arg("--seed", "draws the ten clips", default=0),
+@verb(
+    arg("CORPUS", "folder that `music2vec prepare` made, or Hub id"),
+    arg("--output", "page to write", default="inspection.html"),
+    arg("--seed", "draws the ten clips", default=0),
 )
 def inspect(corpus, output, seed) -> None:
     """Print what a corpus holds; write a page with histograms and ten clips to see and hear."""
@@ -188,7 +165,7 @@ def inspect(corpus, output, seed) -> None:
     print(format_summary(inspection), write_page(inspection, output, seed), sep="\n")
 
 
-@_verb(_arg("NAME", "recipe to print", nargs="?"))
+@verb(arg("NAME", "recipe to print", nargs="?"))
 def recipes(name) -> None:
     """List the pretraining recipes, or print one with every value resolved."""
     from music2vec_hf.pretraining.arguments import load_recipe, recipe_names, recipe_title
@@ -197,11 +174,11 @@ def recipes(name) -> None:
     print(load_recipe(name).to_yaml() if name else titles, end="")
 
 
-@_verb(
-    _arg("--recipe", "name, or YAML file of differences", default="crop5s"),
-    _arg("--corpus", "prepared corpus, other audio or Hub id", required=True),
-    _arg("--output", "folder of the run", required=True),
-    _arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
+@verb(
+    arg("--recipe", "name, or YAML file of differences", default="crop5s"),
+    arg("--corpus", "prepared corpus, other audio or Hub id", required=True),
+    arg("--output", "folder of the run", required=True),
+    arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
 )
 def pretrain(recipe, corpus, output, resume, more) -> None:
     """Pretrain a model; run it as `accelerate launch -m music2vec_hf pretrain ...`.
@@ -214,27 +191,7 @@ def pretrain(recipe, corpus, output, resume, more) -> None:
     pretrain(load_recipe(recipe, **read_overrides(more)), corpus, output, resume)
 
 
-def read_overrides(words: Sequence[str]) -> dict:
-    """`--key value`, `--key=value` or `--key v1 v2 ...` -> values as YAML reads them; `--key` alone is true.
-
-    Raises:
-        ValueError: for a word that follows no key.
-    """
-    import yaml
-
-    found: dict[str, list] = {}
-    for word in words:
-        if word.startswith("--"):
-            key, _, value = word[2:].partition("=")
-            values = found[key.replace("-", "_")] = [yaml.safe_load(value)] if value else []
-        elif found:
-            values.append(yaml.safe_load(word))
-        else:
-            raise ValueError(f"{word!r} follows no `--key`. Write recipe values as `--key value`.")
-    return {key: values[0] if len(values) == 1 else values or True for key, values in found.items()}
-
-
-@_verb(_arg("CONFIG.yaml", "settings, one `key: value` per line", dest="config"))
+@verb(arg("CONFIG.yaml", "settings, one `key: value` per line", dest="config"))
 def finetune(config, more) -> None:
     """Fine-tune a model as a YAML file says: frozen, LoRA, last layers or full.
 
@@ -247,17 +204,17 @@ def finetune(config, more) -> None:
     print(finetune_from_yaml([config, *more]))
 
 
-@_verb(
-    _arg("MODEL", "tiny, or folder or Hub id of an audio model", type=model_source),
-    _arg("INPUT", "audio files, folders, manifests, corpora, Parquet or Hub ids", nargs="+", dest="inputs"),
-    _arg("--output", "file.parquet, file.npz, or DIR/ for one npz file a track, to write", required=True),
-    _arg("--layers", "all, or some of conv,0,1,...", type=_layers, default="all"),
-    _arg("--pool", "per track or per frame", default="mean", choices=("mean", "none")),
-    _arg("--window-seconds", "heard at once", default=30.0),
-    _arg("--overlap-seconds", "shared by neighbouring windows", default=0.0),
+@verb(
+    arg("MODEL", "tiny, or folder or Hub id of an audio model", type=model_source),
+    arg("INPUT", "audio files, folders, manifests, corpora, Parquet or Hub ids", nargs="+", dest="inputs"),
+    arg("--output", "file.parquet, file.npz, or DIR/ for one npz file a track, to write", required=True),
+    arg("--layers", "all, or some of conv,0,1,...", type=_layers, default="all"),
+    arg("--pool", "per track or per frame", default="mean", choices=("mean", "none")),
+    arg("--window-seconds", "heard at once", default=30.0),
+    arg("--overlap-seconds", "shared by neighbouring windows", default=0.0),
     _PRECISION,
     _DEVICE,
-    _arg("--compile", "use torch.compile; worth its minute for hours of audio", action="store_true"),
+    arg("--compile", "use torch.compile; worth its minute for hours of audio", action="store_true"),
     _TRUST,
 )
 def embed(model, inputs, output, **settings) -> None:
@@ -279,12 +236,12 @@ def _print_rejects(rejects, what: str = "left out") -> None:
         print(f"  {what}: {path}: {reason}", file=sys.stderr)
 
 
-@_verb(
-    _arg("LIBRARY.parquet", "what `music2vec embed` wrote, per track", dest="library"),
-    _arg("QUERY", "audio file"),
-    _arg("--top", "how many", default=10),
-    _arg("--layer", "conv, 0, 1, ... (default: the last that LIBRARY has)"),
-    _arg("--model", "folder or Hub id, if LIBRARY does not say, or it has moved"),
+@verb(
+    arg("LIBRARY.parquet", "what `music2vec embed` wrote, per track", dest="library"),
+    arg("QUERY", "audio file"),
+    arg("--top", "how many", default=10),
+    arg("--layer", "conv, 0, 1, ... (default: the last that LIBRARY has)"),
+    arg("--model", "folder or Hub id, if LIBRARY does not say, or it has moved"),
     _DEVICE,
     _TRUST,
 )
@@ -296,21 +253,21 @@ def similar(library, query, **settings) -> None:
         print(f"{cosine:.4f}  {path}")
 
 
-@_verb(
-    _arg("MODEL", "tiny, or folder or Hub id of any audio encoder", type=model_source),
-    _arg("--task", "a task or group, for example synthetic or synthetic-genre", required=True),
-    _arg("--data", "folder of the task's data", required=True),
-    _arg("--output", "folder for results.json, predictions and the cache", required=True),
-    _arg("--layers", "some of conv,0,1,..., or pilot: the one that quick chooses", type=_layers, default="all"),
-    _arg("--export", "write MODEL with the task's probe; of several DIR/TASK", metavar="DIR"),
-    _arg("--search", "quick, marble or jukemir", default="quick"),
-    _arg("--seeds", "of the chosen probe", type=int, nargs="+", default=[0, 1, 2]),
-    _arg("--random-init-seed", "of the random weights", default=0),
+@verb(
+    arg("MODEL", "tiny, or folder or Hub id of any audio encoder", type=model_source),
+    arg("--task", "a task or group, for example synthetic or synthetic-genre", required=True),
+    arg("--data", "folder of the task's data", required=True),
+    arg("--output", "folder for results.json, predictions and the cache", required=True),
+    arg("--layers", "some of conv,0,1,..., or pilot: the one that quick chooses", type=_layers, default="all"),
+    arg("--export", "write MODEL with the task's probe; of several DIR/TASK", metavar="DIR"),
+    arg("--search", "quick, marble or jukemir", default="quick"),
+    arg("--seeds", "of the chosen probe", type=int, nargs="+", default=[0, 1, 2]),
+    arg("--random-init-seed", "of the random weights", default=0),
     _PRECISION,
-    _arg("--device", "of model and probes", default="cpu", choices=("cpu", "cuda")),
+    arg("--device", "of model and probes", default="cpu", choices=("cpu", "cuda")),
     _TRUST,
-    _arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
-    _arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),
+    arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
+    arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),
 )
 def probe(model, task, data, output, baselines, layers, device, **settings) -> None:
     """Probe a model on a task, beside random weights, spectral features and chance."""
@@ -326,18 +283,28 @@ def probe(model, task, data, output, baselines, layers, device, **settings) -> N
     print(format_table(results), *notices(results), path, sep="\n")
 
 
-@_verb(
-    _arg("RESULTS", "results.json files, pretraining runs, or folders of either", nargs="+"),
-    _arg("--output", "folder of report.html", required=True),
+@verb(
+    arg("RESULTS", "results.json files, pretraining runs, or folders of either", nargs="+"),
+    arg("--output", "folder of report.html", required=True),
+    arg(
+        "--watch",
+        "write it again so often until the runs are over (60)",
+        nargs="?",
+        const=60.0,
+        type=float,
+        metavar="SECONDS",
+    ),
 )
-def report(results, output) -> None:
-    """Table, figures and HTML page from results and pretraining runs."""
+def report(results, output, watch) -> None:
+    """Table, figures and HTML page from results and pretraining runs, also while a run goes on."""
     from music2vec_hf.probing.report import write_report
+    from music2vec_hf.probing.watching import watch_runs
 
-    print(write_report(results, output))
+    for line in [write_report(results, output)] if watch is None else watch_runs(results, output, watch):
+        print(line, flush=True)
 
 
-@_verb(_arg("CKPT.pt", "fairseq's file; it is read, never run", dest="checkpoint"), _arg("OUT", "new folder"))
+@verb(arg("CKPT.pt", "fairseq's file; it is read, never run", dest="checkpoint"), arg("OUT", "new folder"))
 def convert(checkpoint, out) -> None:
     """Turn a fairseq data2vec-audio checkpoint into a model to resume, use or release."""
     from music2vec_hf.hub.conversion import convert_fairseq_checkpoint
@@ -345,12 +312,12 @@ def convert(checkpoint, out) -> None:
     print(convert_fairseq_checkpoint(checkpoint, out))
 
 
-@_verb(
-    _arg("MODEL", "tiny, or folder or Hub id", type=model_source),
-    _arg("OUT", "new folder"),
-    _arg("--format", "to write", default="data2vec-audio", choices=("data2vec-audio", "onnx")),
-    _arg("--quantize", "of ONNX: write a file with 8-bit weights, too", choices=("int8",)),
-    _arg("--samples", "audio to measure the cost of int8 on (default: synthetic clips)", metavar="FOLDER"),
+@verb(
+    arg("MODEL", "tiny, or folder or Hub id", type=model_source),
+    arg("OUT", "new folder"),
+    arg("--format", "to write", default="data2vec-audio", choices=("data2vec-audio", "onnx")),
+    arg("--quantize", "of ONNX: write a file with 8-bit weights, too", choices=("int8",)),
+    arg("--samples", "audio to measure the cost of int8 on (default: synthetic clips)", metavar="FOLDER"),
 )
 def export(model, out, format, quantize, samples) -> None:
     """Write a model so that plain transformers loads it, or as ONNX."""
@@ -373,14 +340,14 @@ def export(model, out, format, quantize, samples) -> None:
         _print_rejects(made.int8.rejects)
 
 
-@_verb(
-    _arg("DIR", "run that is finished, checkpoint, or other model folder", dest="folder"),
-    _arg("REPO_ID", "user/name; made if it is not there"),
-    _arg("--license", "of the weights, as the Hub names it, such as cc-by-4.0", metavar="ID"),
-    _arg("--private", "if it makes the repository, make it private", action="store_true"),
-    _arg("--revision", "branch to write to; made if it is not there", metavar="BRANCH"),
-    _arg("--results", "results.json files (default: those below and beside DIR)", nargs="+", metavar="PATH"),
-    _arg("--dry-run", "list files and print the card only; or write all to OUT", nargs="?", const="", metavar="OUT"),
+@verb(
+    arg("DIR", "run that is finished, checkpoint, or other model folder", dest="folder"),
+    arg("REPO_ID", "user/name; made if it is not there"),
+    arg("--license", "of the weights, as the Hub names it, such as cc-by-4.0", metavar="ID"),
+    arg("--private", "if it makes the repository, make it private", action="store_true"),
+    arg("--revision", "branch to write to; made if it is not there", metavar="BRANCH"),
+    arg("--results", "results.json files (default: those below and beside DIR)", nargs="+", metavar="PATH"),
+    arg("--dry-run", "list files and print the card only; or write all to OUT", nargs="?", const="", metavar="OUT"),
 )
 def push(folder, repo_id, license, private, revision, results, dry_run) -> None:
     """Upload a model with a generated card, so that it loads without this library, too."""

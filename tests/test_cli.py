@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from transformers import AutoModel
 
-from music2vec_hf.cli import build_parser, main, read_overrides
+from music2vec_hf.cli import build_parser, main
 from music2vec_hf.probing.probes import SEARCHES
+from music2vec_hf.verbs import read_overrides
 
 VERBS = next(action.choices for action in build_parser()._actions if action.choices)
 

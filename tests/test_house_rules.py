@@ -21,16 +21,16 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 775,
+    "top": 790,
     "common": 775,
     "model": 1_855,
     "audio": 2_500,
     "corpus": 2_530,
     "synthetic": 880,
     "features": 1_760,
-    "pretraining": 1_530,
+    "pretraining": 1_540,
     "finetuning": 560,
-    "probing": 3_795,
+    "probing": 3_865,
     "hub": 1_330,
 }
 

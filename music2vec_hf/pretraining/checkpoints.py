@@ -177,6 +177,7 @@ def write_run_record(
     content = {
         "recipe": name,
         "differences": differences,
+        "max_steps": recipe.max_steps,
         "audio_seconds_per_step": recipe.rows_per_update * recipe.crop_seconds,
         "corpus": _describe_corpus(corpus, audio),
         "sessions": [

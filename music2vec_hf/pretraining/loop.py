@@ -111,7 +111,7 @@ def run_steps(accelerator, recipe: Recipe, state: TrainingState, batches, micro_
             due = state.step % recipe.save_every == 0 or (recipe.keep_every and state.step % recipe.keep_every == 0)
             if asked or due or state.step == recipe.max_steps:
                 if accelerator.is_main_process:
-                    save_checkpoint(output, state, recipe)
+                    monitor.note_checkpoint(save_checkpoint(output, state, recipe))
                 accelerator.wait_for_everyone()
             if asked and state.step < recipe.max_steps:
                 raise TrainingInterrupted(

@@ -26,6 +26,13 @@ _GUARDS = (
 )
 
 
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed} gone, {remaining} left, {rate_fmt}{postfix}]"
+_RECORD = (
+    "loss {loss:.3f}, target std {target_std:.2f}, rank {target_rank:.0f}, {audio_seconds_per_second:.0f} audio s/s"
+)
+_PROBE = "probe {probe_linear:.3f} (chance {probe_chance:.3f}) at {step}"
+
+
 class Monitor:
     """Collects the monitors of a run and writes one record per `log_every` steps, of that step.
 
@@ -44,6 +51,7 @@ class Monitor:
         self.path, self.recipe, self.accelerator = output / METRICS, recipe, accelerator
         self.started, self.last_step, self.waited = time.perf_counter(), first_step, 0.0
         self.moments, self.totals = None, None
+        self.shown = {"checkpoint": f"checkpoint-{first_step}" if first_step else "no checkpoint yet"}
         if accelerator.is_main_process and self.path.exists():
             kept = [record for record in read_metrics(self.path) if record["step"] <= first_step]
             write_text(self.path, "".join(f"{json.dumps(record)}\n" for record in kept))
@@ -53,6 +61,7 @@ class Monitor:
             unit="step",
             desc="pretraining",
             disable=not accelerator.is_main_process,
+            bar_format=_BAR,
         )
 
     def begin_step(self, step: int) -> None:
@@ -119,7 +128,6 @@ class Monitor:
         # A number that is not finite has no place in JSON.
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
         if self.accelerator.is_main_process:
-            self._show(record)
             self.write(record)
         self._guard(record)
 
@@ -127,13 +135,15 @@ class Monitor:
         """End the progress bar."""
         self.bar.close()
 
-    def _show(self, record: dict) -> None:
-        shown = {name: float("nan") if value is None else value for name, value in record.items()}
-        self.bar.set_postfix_str(
-            f"loss {shown['loss']:.3f}, target std {shown['target_std']:.2f}, prediction std "
-            f"{shown['prediction_std']:.2f}, rank {shown['target_rank']:.0f}, lr {shown['learning_rate']:.1e}, "
-            f"{shown['audio_seconds_per_second']:.0f} audio s/s"
-        )
+    def note_checkpoint(self, path: Path) -> None:
+        """Show a checkpoint that has just been saved in the bar."""
+        self._show(checkpoint=path.name)
+
+    def _show(self, **parts: str) -> None:
+        """Replace some parts of what stands behind the bar: `record`, `probe`, `checkpoint`."""
+        self.shown |= parts
+        order = ("record", "probe", "checkpoint")
+        self.bar.set_postfix_str(", ".join(self.shown[name] for name in order if name in self.shown))
 
     def write(self, record: dict) -> None:
         """Append a record, `step` and monitors, to `metrics.jsonl` and the trackers; for the main process."""
@@ -141,6 +151,11 @@ class Monitor:
             file.write(json.dumps(record) + "\n")
         finite = {name: value for name, value in record.items() if value is not None and name != "step"}
         self.accelerator.log(finite, step=record["step"])
+        numbers = {name: float("nan") if value is None else value for name, value in record.items()}
+        if "loss" in numbers:
+            self._show(record=_RECORD.format(**numbers))
+        if "probe_linear" in numbers:
+            self._show(probe=_PROBE.format(**numbers))
 
     def _guard(self, record: dict) -> None:
         if record["step"] <= self.recipe.collapse_after_steps:

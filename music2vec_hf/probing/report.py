@@ -16,6 +16,7 @@ from music2vec_hf.common.files import (
     METRICS,
     PARTS,
     RESULTS,
+    RUN,
     printable,
     read_metrics,
     read_results,
@@ -334,7 +335,7 @@ def write_report(
         FileNotFoundError, ValueError: if a results file is missing or not readable.
     """
     inputs = [Path(inputs)] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
-    logs = [path for path in inputs if _is_run(path)]
+    logs = [path for path in inputs if is_run(path)]
     names = _short_names([path.parent if path.is_file() else path for path in logs])
     runs = {name: read_metrics(path) for name, path in zip(names, logs, strict=True)}
     paths = [path for path in inputs if path not in logs]
@@ -349,10 +350,10 @@ def write_report(
     return write_text(output / "report.html", render(TEMPLATES / "report.html.jinja", **content))
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a path is a pretraining run rather than results: it has a log and no results."""
+def is_run(path: Path) -> bool:
+    """Whether a path is a pretraining run, which may have no record yet, rather than results."""
     if path.is_dir():
-        return (path / METRICS).is_file() and not (path / RESULTS).is_file()
+        return any((path / name).is_file() for name in (METRICS, RUN)) and not (path / RESULTS).is_file()
     return path.suffix == ".jsonl"
 
 
