@@ -115,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     model, plain = build(args.device)
-    precisions = ["fp32", *(["bf16"] if choose_precision("auto") == "bf16" else [])]
+    precisions = ["fp32", *(["bf16"] if choose_precision("auto", args.device) == "bf16" else [])]
     lines = [
         "# Embeddings of all layers, from FLAC files: seconds of audio per second",
         "",

@@ -264,7 +264,7 @@ def similar(library, query, **settings) -> None:
     arg("--seeds", "of the chosen probe", type=int, nargs="+", default=[0, 1, 2]),
     arg("--random-init-seed", "of the random weights", default=0),
     _PRECISION,
-    arg("--device", "of model and probes", default="cpu", choices=("cpu", "cuda")),
+    arg("--device", "of model and probes", default="auto", choices=("auto", "cpu", "cuda")),
     _TRUST,
     arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
     arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),

@@ -22,13 +22,13 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 790,
-    "common": 775,
-    "model": 1_855,
+    "common": 820,
+    "model": 1_920,
     "audio": 2_500,
     "corpus": 2_530,
     "synthetic": 880,
-    "features": 1_760,
-    "pretraining": 1_540,
+    "features": 1_770,
+    "pretraining": 1_620,
     "finetuning": 560,
     "probing": 3_865,
     "hub": 1_330,

@@ -1,31 +1,49 @@
-"""How torch computes for a while: the precision of forward passes, by name, and the threads on a CPU."""
+"""How torch computes for a while: the precision of products, by name, and the threads on a CPU; and on what."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "auto")
+_GPU = Path("/dev/nvidia0")
 
 
-def choose_precision(precision: str, device_type: str | None = None) -> str:
+def check_gpu() -> None:
+    """Raise ValueError where the machine has an NVIDIA GPU that torch cannot use: nobody wants to find out after days
+    that the CPU did the work. `CUDA_VISIBLE_DEVICES` set to nothing says that the CPU is meant."""
+    import torch
+
+    if _GPU.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" and not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = f"torch {torch.__version__} is built for CUDA {built}" if built else "this torch is built without CUDA"
+        raise ValueError(
+            f"There is a GPU ({_GPU}), but torch cannot use it: {why}, so see with `nvidia-smi` whether the driver is "
+            "old enough to need another build of torch. To compute on the CPU, set CUDA_VISIBLE_DEVICES= (nothing)."
+        )
+
+
+def choose_precision(precision: str, device_type: str) -> str:
     """`auto` -> `bf16` where the device multiplies bf16 itself, else `fp32`; anything else is returned unchanged.
 
-    `device_type` is `cpu`, `cuda` or another of torch's; by default `cuda` where there is a GPU.
+    `device_type` is `cpu`, `cuda` or another of torch's: that of the device in use.
     """
     import torch  # here, so that the command line can name the precisions without it
 
     if precision != "auto":
         return precision
-    if device_type is None:
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
     if device_type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)() if device_type == "cpu" else {}
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def autocast(precision: str, device_type: str):
+@contextmanager
+def autocast(precision: str, device_type: str) -> Iterator[None]:
     """A context in which matrix products run in `precision`; weights and results of other operations stay float32.
+
+    `tf32` keeps 10 of float32's 23 bits of the factors of products on CUDA, and is float32 elsewhere.
 
     Raises ValueError for another name than those in `PRECISIONS`.
     """
@@ -34,7 +52,33 @@ def autocast(precision: str, device_type: str):
     if precision not in PRECISIONS:
         raise ValueError(f"`precision` is {precision!r}. Use one of {', '.join(PRECISIONS)}.")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(precision, device_type))
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device_type, dtype)
+    half = contextlib.nullcontext() if dtype is None else torch.autocast(device_type, dtype)
+    with float32_products(precision, device_type), half:
+        yield
+
+
+@contextmanager
+def float32_products(precision: str, device_type: str) -> Iterator[None]:
+    """On CUDA: products and convolutions of float32 factors are alike, exact or, for `tf32`, rounded; left to itself
+    torch rounds those of convolutions alone. For a backward pass, which runs outside of [`autocast`]. Half-precision
+    products add up in float32."""
+    import torch
+
+    if device_type != "cuda":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before = products.allow_tf32, torch.backends.cudnn.allow_tf32, [getattr(products, name) for name in names]
+    products.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    for name in names:
+        setattr(products, name, False)
+    try:
+        yield
+    finally:
+        products.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
+        for name, value in zip(names, before[2], strict=True):
+            setattr(products, name, value)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.common.computing import choose_precision
+from music2vec_hf.common.computing import check_gpu, choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.features.spectral import SPECTRAL_FRAMES, SpectralEncoder
 from music2vec_hf.features.store import FeatureRows
@@ -324,10 +324,12 @@ def model_hash(model: torch.nn.Module) -> str:
 
 def choose_device(device: str) -> torch.device:
     """`cpu`, `cuda`, `mps`, or `auto`: the first of `cuda`, `mps`, `cpu` that is there. Raises ValueError if the one
-    that is named is not."""
+    that is named is not, or a GPU is there that torch cannot use."""
     if device not in DEVICES:
         raise ValueError(f"`device` is {device!r}. Use one of {', '.join(DEVICES)}.")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device != "cpu":
+        check_gpu()
     if device == "auto":
         device = next(name for name in there if there[name])
     if not there[device]:
@@ -351,7 +353,9 @@ def explain_compile_errors() -> Iterator[None]:
         yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"torch.compile fails here ({reason}). Install a C++ compiler, or do without.") from error
+        raise ValueError(
+            f"torch.compile fails here ({reason}). Install a C++ compiler, or set `compile` to false."
+        ) from error
 
 
 @torch.no_grad()

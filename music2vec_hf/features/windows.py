@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from music2vec_hf.audio.decoding import AudioError, AudioSource, source_name
 from music2vec_hf.audio.reading import AudioReader
@@ -32,7 +33,9 @@ HELD_SECONDS = 300.0
 
 # Audio among which windows of equal length are looked for; frames that nobody pools are many, so less of it.
 READ_AHEAD_SECONDS = {"mean": 300.0, "none": 60.0}
-_BATCH_SECONDS = {"cpu": 60.0, "mps": 60.0, "cuda": 480.0}
+_BATCH_SECONDS = {"cpu": 60.0, "mps": 60.0, "cuda": 300.0}
+# cuDNN's attention, which some GPUs take first in half precision, makes a plan for every new length.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _DECODING_THREADS = 4
 
 
@@ -314,7 +317,8 @@ def _hear_together(encoder, layers, pool, precision, samples, windows) -> None:
             together = [window for window, _ in batch]
             input_values = torch.from_numpy(np.stack([values for _, values in batch])).to(device)
             # The precision is ours, also where the caller computes under autocast.
-            with torch.autocast(device.type, enabled=False), autocast(precision, device.type):
+            outer = torch.autocast(device.type, enabled=False)
+            with outer, autocast(precision, device.type), sdpa_kernel(_ATTENTION):
                 frames = encoder.frames(input_values)
                 kept = {layer: _keep(values.float(), together, pool) for layer, values in frames if layer in layers}
             # Only now: a GPU that is asked for results after every layer waits each time.

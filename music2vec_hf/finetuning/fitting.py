@@ -77,6 +77,7 @@ class FinetuneArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     restore_callback_states_from_checkpoint: bool = True
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    dataloader_num_workers: int = field(default_factory=lambda: min(4, os.cpu_count()) * torch.cuda.is_available())
 
     def __post_init__(self):
         for name in ("model", "corpus", "label"):

@@ -22,6 +22,8 @@ from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioCo
 
 from .configuration_music2vec import Music2VecConfig
 
+_MAX_ELEMENTS = 2**31
+"""Kernels of some releases of torch count the elements of a tensor in 32 bits: larger batches are cut by rows."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -78,21 +80,34 @@ def _products(frames: torch.Tensor, taps: torch.Tensor, stride: int):
         yield blocks[later:, position * channels : (position + 1) * channels], taps[tap]
 
 
-def _fast_layer(layer: Data2VecAudioConvLayer, frames: torch.Tensor) -> torch.Tensor:
-    """What `layer` does, on a sequence `[R, C]` instead of a batch `[B, C, T]`."""
-    conv = layer.conv
+def _fast_layer(layer: Data2VecAudioConvLayer, finish, frames: torch.Tensor) -> torch.Tensor:
+    """What `layer` does, on a sequence `[R, C]` instead of a batch `[B, C, T]`; `finish` is [`_norm_and_activation`],
+    maybe compiled."""
+    conv, norm = layer.conv, layer.layer_norm
     kernel, stride = conv.kernel_size[0], conv.stride[0]
+    device = frames.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     taps = conv.weight.permute(2, 1, 0).contiguous()  # [kernel, C_in, C_out]
+    if dtype is not None:
+        frames, taps = frames.to(dtype), taps.to(dtype)
     if conv.in_channels == 1:
-        frames = F.pad(frames.squeeze(-1), (0, kernel - stride)).unfold(0, kernel, stride) @ taps.squeeze(1)
+        taps = taps.squeeze(1)
+        frames = F.pad(frames.squeeze(-1), (0, kernel - stride)).unfold(0, kernel, stride)
+        if device == "cuda" and dtype is not None and kernel % 8:  # tensor cores take factors in eights
+            frames, taps = F.pad(frames, (0, -kernel % 8)), F.pad(taps, (0, 0, 0, -kernel % 8))
+        frames = frames @ taps
     else:
-        if torch.is_autocast_enabled(frames.device.type):
-            dtype = torch.get_autocast_dtype(frames.device.type)
-            frames, taps = frames.to(dtype), taps.to(dtype)
         frames = _StridedConvolution.apply(frames, taps, stride)
     if conv.bias is not None:
         frames = frames + conv.bias
-    return layer.activation(layer.layer_norm(frames))
+    return finish(frames, norm.weight, norm.bias, norm.eps, layer.activation, dtype)
+
+
+def _norm_and_activation(frames, weight, bias, eps: float, activation, dtype: torch.dtype | None) -> torch.Tensor:
+    """What follows a convolution, on `[R, C]`. Compiled it is one pass over the frames: read and written in `dtype`,
+    that of products, computed in float32."""
+    frames = activation(F.layer_norm(frames, weight.shape, weight, bias, eps))
+    return frames if dtype is None else frames.to(dtype)
 
 
 class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
@@ -102,6 +117,11 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
         super().__init__(config)
         self.receptive_field = config.receptive_field
         self._built = self._structure()
+        self._finish = _norm_and_activation
+
+    def compile(self, dynamic: bool | None = None, **options) -> None:
+        """Let torch.compile speed up what follows the products, for batches of any size by one graph."""
+        self._finish = torch.compile(_norm_and_activation, dynamic=True, **options)
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         if input_values.ndim != 2 or input_values.shape[1] < self.receptive_field:
@@ -109,6 +129,8 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
                 f"`input_values` has shape {tuple(input_values.shape)}. Give `(batch_size, num_samples)` with at "
                 f"least {self.receptive_field} samples a row: a shorter clip does not fill one frame."
             )
+        if input_values.device.type == "cuda" and self._parts(input_values) > 1:
+            return torch.cat([self(rows) for rows in input_values.chunk(self._parts(input_values))])
         if not (_is_plain_call(input_values) and self._is_as_built()):
             hidden_states = self._with_gradient(input_values[:, None])
             for conv_layer in self.conv_layers:
@@ -120,11 +142,17 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
         frames = self._with_gradient(F.pad(input_values, (0, -num_frames % hop)).reshape(-1, 1))
         for layer in self.conv_layers:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                frames = self._gradient_checkpointing_func(partial(_fast_layer, layer), frames)
+                frames = self._gradient_checkpointing_func(partial(_fast_layer, layer, self._finish), frames)
             else:
-                frames = _fast_layer(layer, frames)
+                frames = _fast_layer(layer, self._finish, frames)
             num_frames = (num_frames - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
         return frames.unflatten(0, (num_clips, -1))[:, :num_frames].transpose(1, 2)
+
+    def _parts(self, input_values: torch.Tensor) -> int:
+        """How many parts of a batch have a first layer, the largest, of fewer than `_MAX_ELEMENTS` each."""
+        first = self.conv_layers[0].conv
+        most_rows = _MAX_ELEMENTS * first.stride[0] // (input_values.shape[1] * first.out_channels) - 1
+        return math.ceil(len(input_values) / max(1, most_rows))
 
     def _with_gradient(self, frames: torch.Tensor) -> torch.Tensor:
         """What enters the first layer: reentrant checkpointing trains only where its input requires a gradient."""

@@ -72,6 +72,7 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         teacher=None,
+        masked_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> Music2VecForPreTrainingOutput:
         """Predict the teacher's targets at the masked frames.
@@ -83,6 +84,8 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
                 student. With `V` masks a crop the student sees `V` views of it, which share the front end's and the
                 teacher's pass (data2vec 2.0's multi-mask training); `B` is then `B * V` in all that is the student's.
             teacher ([`EMATeacher`], *optional*): without it there are no targets and no loss.
+            masked_positions (`torch.LongTensor` of shape `(M,)`, *optional*): where the flat mask is True. Without
+                it they are looked up, for which the program waits for a GPU.
 
         Returns:
             [`Music2VecForPreTrainingOutput`]
@@ -111,20 +114,21 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
         if mask_time_indices is None:
             return output
 
-        masked = mask_time_indices.bool().flatten(0, -2)  # [B * V, T]
-        output.predictions = self.final_proj(hidden_states[masked]).float()
+        if masked_positions is None:
+            masked_positions = mask_time_indices.flatten().nonzero(as_tuple=True)[0]
+        output.predictions = self.final_proj(hidden_states.flatten(0, 1).index_select(0, masked_positions)).float()
         if teacher is not None:
             frame_mask = None
             if attention_mask is not None:
                 frame_mask = self._get_feature_vector_attention_mask(projected.shape[1], attention_mask)
-            rows, frames = masked.nonzero(as_tuple=True)
-            views = len(masked) // len(projected)
-            output.targets = teacher.targets(projected, frame_mask)[rows // views, frames]
+            num_frames, views = projected.shape[1], len(hidden_states) // len(projected)
+            clips, frames = masked_positions // (views * num_frames), masked_positions % num_frames
+            output.targets = teacher.targets(projected, frame_mask)[clips, frames]
             output.loss = data2vec_loss(
                 output.predictions, output.targets, self.config.loss_beta, self.config.loss_scale
             )
             if self.acoustic_head is not None:
-                output.acoustic_loss = self._acoustic_loss(input_values, hidden_states, len(rows))
+                output.acoustic_loss = self._acoustic_loss(input_values, hidden_states, len(masked_positions))
                 output.loss = output.loss + self.config.acoustic_weight * output.acoustic_loss
             output.target_std = channel_std(output.targets)
             output.prediction_std = channel_std(output.predictions.detach())

@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 
 
@@ -24,17 +25,18 @@ class EMATeacher:
     def __init__(self, model):
         self.config = model.config
         self.encoder = copy.deepcopy(_encoder_of(model)).float().eval().requires_grad_(False)
+        self._half = None
+        self._layer = _layer
 
     def to(self, device) -> "EMATeacher":
         """Move the teacher to `device`; returns itself."""
         self.encoder.to(device)
+        self._half = None
         return self
 
     def compile(self) -> "EMATeacher":
-        """Let torch.compile speed up its layers, in place; returns itself."""
-        for layer in self.encoder.layers:
-            layer.attention.compile()
-            layer.feed_forward.compile()
+        """Let torch.compile speed up its layers, targets included; returns itself."""
+        self._layer = torch.compile(_layer, dynamic=False)
         return self
 
     def decay(self, step: int) -> float:
@@ -74,6 +76,8 @@ class EMATeacher:
             ours.copy_(theirs)
         torch._foreach_mul_(averaged, decay)
         torch._foreach_add_(averaged, towards, alpha=1.0 - decay)
+        if self._half is not None:
+            self._half.follow()
         return decay
 
     @torch.no_grad()
@@ -90,33 +94,34 @@ class EMATeacher:
         Returns:
             `torch.Tensor` of shape `(B, T, C)`, float32, without gradient.
         """
-        total = None
-        for result in self._feed_forward_results(features.detach(), frame_mask):
-            # Padded frames enter the statistics, as in the reference.
-            normalised = F.instance_norm(result.float().transpose(1, 2))
-            total = normalised if total is None else total.add_(normalised)
-        targets = (total / self.config.average_top_k_layers).transpose(1, 2)  # [B, T, C]
-        return F.layer_norm(targets, targets.shape[-1:]) if self.config.layer_norm_targets else targets
-
-    def _feed_forward_results(self, hidden_states, frame_mask):
-        """Yield the feed-forward result `[B, T, C]` of each of the last `average_top_k_layers` layers."""
-        encoder = self.encoder
-        if not torch.is_autocast_enabled(hidden_states.device.type):  # of a student in half or double precision
-            hidden_states = hidden_states.to(encoder.layer_norm.weight.dtype)
+        hidden_states, device = features.detach(), features.device.type
+        if torch.is_autocast_enabled(device):
+            encoder = self._half_encoder(torch.get_autocast_dtype(device))
+        else:
+            encoder = self.encoder
+            hidden_states = hidden_states.to(
+                encoder.layer_norm.weight.dtype
+            )  # of a student in half or double precision
         if frame_mask is not None:
             hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
         attention_mask = create_bidirectional_mask(
             config=encoder.config, inputs_embeds=hidden_states, attention_mask=frame_mask
         )
         hidden_states = encoder.layer_norm(hidden_states + encoder.pos_conv_embed(hidden_states))
-        first_target_layer = len(encoder.layers) - self.config.average_top_k_layers
-        for index, layer in enumerate(encoder.layers):
-            attended, _ = layer.attention(hidden_states, attention_mask=attention_mask)
-            hidden_states = layer.layer_norm(hidden_states + attended)
-            result = layer.feed_forward(hidden_states)
-            if index >= first_target_layer:
-                yield result
-            hidden_states = layer.final_layer_norm(hidden_states + result)
+        top_k = self.config.average_top_k_layers
+        for layer in encoder.layers[:-top_k]:
+            hidden_states, _ = self._layer(layer, hidden_states, attention_mask)
+        total = torch.zeros((), device=hidden_states.device)
+        for layer in encoder.layers[-top_k:]:
+            hidden_states, total = self._layer(layer, hidden_states, attention_mask, total)
+        targets = (total / top_k).transpose(1, 2)  # [B, T, C]
+        return F.layer_norm(targets, targets.shape[-1:]) if self.config.layer_norm_targets else targets
+
+    def _half_encoder(self, dtype: torch.dtype):
+        """The encoder with what autocast would cast for every product, cast once after each update."""
+        if self._half is None or self._half.dtype != dtype:
+            self._half = _HalfEncoder(self.encoder, dtype)
+        return self._half.encoder
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The teacher's weights under encoder-relative names (`layers.0.attention.q_proj.weight`, ...)."""
@@ -125,6 +130,39 @@ class EMATeacher:
     def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
         """Set the weights from [`EMATeacher.state_dict`]; a missing or unknown name is an error."""
         self.encoder.load_state_dict(state_dict, strict=True)
+        self._half = None
+
+
+def _layer(layer, hidden_states: torch.Tensor, attention_mask, total: torch.Tensor | None = None):
+    """One layer: hidden states `[B, T, C]`, and `total` `[B, C, T]` with its normalised feed-forward result added."""
+    attended, _ = layer.attention(hidden_states, attention_mask=attention_mask)
+    hidden_states = layer.layer_norm(hidden_states + attended)
+    result = layer.feed_forward(hidden_states)
+    if total is not None:  # padded frames enter the statistics, as in the reference
+        total = total + F.instance_norm(result.float().transpose(1, 2))
+    return layer.final_layer_norm(hidden_states + result), total
+
+
+class _HalfEncoder:
+    """An encoder whose products and convolutions have their weights in half precision; the rest is shared."""
+
+    def __init__(self, encoder, dtype: torch.dtype):
+        self.dtype, self.encoder = dtype, copy.deepcopy(encoder)
+        self._ours, self._theirs = [], []
+        for ours, theirs in zip(self.encoder.modules(), encoder.modules(), strict=True):
+            ours._buffers = theirs._buffers
+            for name, parameter in theirs.named_parameters(recurse=False):
+                if isinstance(theirs, (nn.Linear, nn.Conv1d)):
+                    half = nn.Parameter(parameter.to(dtype), requires_grad=False)
+                    self._ours.append(half)
+                    self._theirs.append(parameter)
+                    ours.register_parameter(name, half)
+                else:
+                    ours.register_parameter(name, parameter)
+
+    def follow(self) -> None:
+        """Take the encoder's weights as they are now."""
+        torch._foreach_copy_(self._ours, self._theirs)
 
 
 def _encoder_of(model):

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
+from music2vec_hf.common.computing import PRECISIONS
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 
 _SAMPLING_RATE = 16_000
@@ -34,7 +35,7 @@ def _setting(default, help: str = "", low=None, high=None, choices: Sequence = (
 
     def check(value) -> None:
         if choices and value not in choices:
-            raise ValueError(f"is {value!r}. Use one of {', '.join(choices)}.")
+            raise ValueError(f"is {value!r}. Use one of {', '.join(str(choice).lower() for choice in choices)}.")
         if low is None or value == "auto":
             return
         if isinstance(value, str):
@@ -75,12 +76,15 @@ class Recipe:
     weight_decay: float = _setting(0.01, "", 0.0, 10.0)
     max_grad_norm: float = _setting(0.0, "clip the gradient's norm; 0 for no clipping", 0.0, 1e9)
     seed: int = _setting(1, "of everything random", 0, 2**32 - 1)
-    precision: str = _setting("auto", "auto: bf16 where the device has it", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = _setting("auto", "auto: bf16 where the device has it", choices=PRECISIONS)
     init_from: str | None = _setting(None, "folder or Hub id of a model to start from instead of random weights")
     model: Music2VecConfig = field(default_factory=Music2VecConfig)
     masks_per_crop: int = _setting(1, "masked views of a crop, which share front end and teacher", 1, 1000)
     max_seconds_per_device: float | str = _setting(237.5, "audio in a pass; auto: what fits", 0.1, 1e7, machine=True)
-    compile: bool = _setting(False, "torch.compile front end and layers: for long runs on a GPU; draws other dropout")
+    compile: bool | str = _setting(
+        "auto", "torch.compile front end and layers; auto: on CUDA", choices=("auto", True, False), machine=True
+    )
+    deterministic: bool = _setting(False, "on CUDA too, resume bit by bit; slower there", machine=True)
     gradient_checkpointing: bool = _setting(False, "keep fewer activations, compute the others again", machine=True)
     gradient_compression: str = _setting("none", "bf16: exchange half the bytes", choices=("none", "bf16"))
     num_workers: int = _setting(4, "processes that decode crops, per device", 0, 1024, machine=True)

@@ -27,7 +27,7 @@ from music2vec_hf.pretraining.arguments import MACHINE_KEYS, Recipe, load_recipe
 from music2vec_hf.pretraining.schedules import ReferenceAdam
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_COUNTS = ("step", "skipped", "skipped_in_a_row")
+_COUNTS = ("step", "skipped", "skipped_in_a_row", "fitting_seconds")
 _CPU_INFO = Path("/proc/cpuinfo")
 _LIBRARIES = (music2vec_hf, torch, transformers, accelerate)
 
@@ -42,6 +42,7 @@ class TrainingState:
         step (`int`): steps done, skipped ones included.
         skipped (`int`): steps whose update was not finite and therefore left out.
         skipped_in_a_row (`int`): of these, the ones just before.
+        fitting_seconds (`float`, *optional*): what `max_seconds_per_device: auto` found at the run's beginning.
     """
 
     student: Music2VecForPreTraining
@@ -51,6 +52,7 @@ class TrainingState:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    fitting_seconds: float | None = None
 
 
 def save_model(folder: Path, student: Music2VecForPreTraining) -> None:
@@ -151,7 +153,7 @@ def load_training_state(checkpoint: Path, state: TrainingState) -> None:
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(content["scaler"])
     for name in _COUNTS:
-        setattr(state, name, content[name])
+        setattr(state, name, content.get(name))  # version 0.1.0 kept no `fitting_seconds`
 
 
 def write_run_record(

@@ -1,13 +1,19 @@
-"""The pretraining loop (stages 4 to 11). Everything random is a function of (seed, step, index)."""
+"""The pretraining loop (stages 4 to 11). Everything random is a function of (seed, step, index).
+
+Between two records the program waits once an update for a GPU: for the gradient's norm, which decides whether the
+update is taken; whether a process was asked to stop comes along.
+"""
 
 import contextlib
+import math
+import os
 import signal
 import threading
 from pathlib import Path
 
 import torch
 
-from music2vec_hf.common.computing import autocast, choose_precision
+from music2vec_hf.common.computing import autocast, choose_precision, float32_products
 from music2vec_hf.corpus.loading import check_corpus
 from music2vec_hf.features.encoders import explain_compile_errors
 from music2vec_hf.pretraining import TrainingInterrupted, TrainingStopped
@@ -32,6 +38,8 @@ from music2vec_hf.pretraining.starting import (
     prepare_training,
     stream_seed,
 )
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: bool = False) -> Path:
@@ -62,11 +70,19 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     output.mkdir(parents=True, exist_ok=True)
 
     accelerator = make_accelerator(recipe, output)
+    with float32_products(recipe.precision, accelerator.device.type), deterministic_algorithms(recipe.deterministic):
+        _pretrain(accelerator, recipe, corpus, output, found[-1] if found else None)
+    return output
+
+
+def _pretrain(accelerator, recipe: Recipe, corpus: str | Path, output: Path, checkpoint: Path | None) -> None:
+    """The run, from nothing or a checkpoint on."""
     probe = OnlineProbe(recipe) if recipe.probe_corpus and accelerator.is_main_process else None
-    state = prepare_training(recipe, accelerator, found[-1] if found else None)
+    state = prepare_training(recipe, accelerator, checkpoint)
     max_seconds = recipe.max_seconds_per_device
-    if max_seconds == "auto":
-        max_seconds = fitting_seconds(recipe, accelerator, state.student, state.teacher)
+    if max_seconds == "auto":  # a resumed run cuts its batches as before
+        max_seconds = state.fitting_seconds or fitting_seconds(recipe, accelerator, state.student, state.teacher)
+        state.fitting_seconds = max_seconds
     micro_steps = count_micro_steps(recipe, accelerator.num_processes, max_seconds)
     batches, audio = open_corpus(accelerator, recipe, corpus, state.step, micro_steps)
     announce(accelerator, recipe, state, audio, micro_steps)
@@ -83,7 +99,6 @@ def pretrain(recipe: Recipe, corpus: str | Path, output: str | Path, resume: boo
     if accelerator.is_main_process:
         save_model(output, state.student)
     accelerator.end_training()
-    return output
 
 
 def run_steps(accelerator, recipe: Recipe, state: TrainingState, batches, micro_steps: int, output: Path, probe):
@@ -91,7 +106,7 @@ def run_steps(accelerator, recipe: Recipe, state: TrainingState, batches, micro_
     model = accelerator.prepare_model(state.student)
     stream, failed = iter(batches), getattr(batches.dataset, "failed", None)  # a stream counts no failed clips
     monitor = Monitor(output, recipe, state.step, accelerator)
-    with contextlib.closing(monitor), StopRequest(accelerator) as request:
+    with contextlib.closing(monitor), StopRequest() as request:
         while state.step < recipe.max_steps:
             monitor.begin_step(state.step + 1)
 
@@ -99,7 +114,7 @@ def run_steps(accelerator, recipe: Recipe, state: TrainingState, batches, micro_
             num_masked = accumulate(accelerator, recipe, model, state, stream, micro_steps, monitor)
 
             # 4. Optimise the student; the teacher follows, once per step.
-            values = optimise(accelerator, recipe, state, num_masked)
+            asked, values = optimise(accelerator, recipe, state, num_masked, request.received)
             state.step += 1
 
             # 5. Watch, log, save.
@@ -107,7 +122,6 @@ def run_steps(accelerator, recipe: Recipe, state: TrainingState, batches, micro_
             if probe and state.step % recipe.probe_every == 0:
                 monitor.write({"step": state.step, **probe(state.student)})
             check_skipped(recipe, state)
-            asked = request.pending()
             due = state.step % recipe.save_every == 0 or (recipe.keep_every and state.step % recipe.keep_every == 0)
             if asked or due or state.step == recipe.max_steps:
                 if accelerator.is_main_process:
@@ -115,7 +129,8 @@ def run_steps(accelerator, recipe: Recipe, state: TrainingState, batches, micro_
                 accelerator.wait_for_everyone()
             if asked and state.step < recipe.max_steps:
                 raise TrainingInterrupted(
-                    f"{asked} came, and the run is saved as {output}/checkpoint-{state.step}. Go on with `--resume`."
+                    f"{signal.Signals(asked).name} came, and the run is saved as {output}/checkpoint-{state.step}. "
+                    "Go on with `--resume`."
                 )
 
 
@@ -128,7 +143,10 @@ def accumulate(accelerator, recipe: Recipe, model, state: TrainingState, stream,
     device = accelerator.device
     for micro_step in range(micro_steps):
         batch = monitor.wait_for(stream)
-        masked = int(batch["mask_time_indices"].sum())
+        # Looked up here, on the CPU: asked for them, a GPU would have to end what it does first.
+        positions = batch["mask_time_indices"].flatten().nonzero().squeeze(1)
+        batch["masked_positions"] = positions.pin_memory() if device.type == "cuda" else positions
+        masked = len(positions)
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         torch.manual_seed(stream_seed(recipe.seed, state.step, micro_step, accelerator.process_index))
         last = micro_step == micro_steps - 1
@@ -145,25 +163,41 @@ def accumulate(accelerator, recipe: Recipe, model, state: TrainingState, stream,
     return num_masked
 
 
-def optimise(accelerator, recipe: Recipe, state: TrainingState, num_masked: int) -> dict[str, float]:
+def optimise(
+    accelerator, recipe: Recipe, state: TrainingState, num_masked: int, received: int = 0
+) -> tuple[int, dict[str, float]]:
     """One Adam step on the gradient per masked frame of the whole update, then the teacher's.
 
     Both are skipped, and counted, where the gradient is not finite. The gradient is the same on all processes, and so
     is that decision.
 
+    Args:
+        received (`int`): the signal that this process was asked to stop by, or 0.
+
     Returns:
-        `dict`: `learning_rate`, `ema_decay` and `grad_norm` of the step.
+        `tuple[int, dict]`: the signal that any process has received, or 0; and `learning_rate`, `ema_decay` and
+        `grad_norm` of the step.
     """
     rates = (recipe.learning_rate, recipe.phase_ratio, recipe.init_lr_scale, recipe.final_lr_scale)
     learning_rate = tri_stage_learning_rate(state.step, recipe.max_steps, *rates)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate
     state.scaler.unscale_(state.optimizer)
-    total = accelerator.reduce(torch.tensor(float(num_masked), device=accelerator.device), "sum")
-    gradients = [parameter.grad for parameter in state.student.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, nominal_masked(recipe) / total)
+    totals = torch.zeros(1 + len(_SIGNALS), device=accelerator.device)
+    totals[0] = num_masked
+    if received:
+        totals[1 + _SIGNALS.index(received)] = 1
+    totals = accelerator.reduce(totals, "sum")
+    trained = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
+    for (
+        parameter
+    ) in trained:  # of a layer that LayerDrop skipped: all parameters have taken as many steps as the group
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradients = [parameter.grad for parameter in trained]
+    torch._foreach_mul_(gradients, nominal_masked(recipe) / totals[0])
     norm = torch.nn.utils.get_total_norm(gradients)
-    if torch.isfinite(norm):
+    found, *asked = torch.cat([norm[None], totals[1:]]).tolist()  # the one wait
+    if math.isfinite(found):
         if recipe.max_grad_norm > 0:
             torch._foreach_mul_(gradients, (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         state.optimizer.step()
@@ -174,10 +208,11 @@ def optimise(accelerator, recipe: Recipe, state: TrainingState, num_masked: int)
         state.skipped_in_a_row += 1
     state.scaler.update()
     state.optimizer.zero_grad()
-    return {
+    stop = next((number for number, count in zip(_SIGNALS, asked, strict=True) if count), 0)
+    return stop, {
         "learning_rate": learning_rate,
         "ema_decay": state.teacher.decay(state.step + 1),
-        "grad_norm": float(norm),
+        "grad_norm": found,
     }
 
 
@@ -197,19 +232,15 @@ def check_skipped(recipe: Recipe, state: TrainingState) -> None:
 
 
 class StopRequest:
-    """Turns SIGTERM and SIGUSR1, which clusters send before they take a machine back, into a question that the loop
-    asks after each step. A context: on leaving it the earlier handlers are back.
+    """Keeps SIGTERM and SIGUSR1, which clusters send before they take a machine back, for the loop, which looks at
+    `received` (0: none) in each step. A context: on leaving it the earlier handlers are back."""
 
-    Args:
-        accelerator (`accelerate.Accelerator`): with several processes one that was asked is enough for all to stop.
-    """
-
-    def __init__(self, accelerator):
-        self.accelerator, self.received, self._earlier = accelerator, 0, {}
+    def __init__(self):
+        self.received, self._earlier = 0, {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # which alone Python gives signals to
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in _SIGNALS:
                 self._earlier[number] = signal.signal(number, self._note)
         return self
 
@@ -220,13 +251,18 @@ class StopRequest:
     def _note(self, number, frame) -> None:
         self.received = number
 
-    def pending(self) -> str | None:
-        """Name of the signal that any process has received, or `None`."""
-        received = self.received
-        if self.accelerator.num_processes > 1:
-            flags = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
-            received = int(flags.max())
-        return signal.Signals(received).name if received else None
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool):
+    """Let torch compute the same bits each time, on CUDA too, during the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def announce(accelerator, recipe: Recipe, state: TrainingState, audio: str, micro_steps: int) -> None:

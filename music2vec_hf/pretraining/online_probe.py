@@ -59,7 +59,8 @@ class OnlineProbe:
         """
         feature_extractor = Music2VecFeatureExtractor(receptive_field=student.config.receptive_field)
         tracks = (read_clip(clip) for clip in self.clips)
-        with torch.random.fork_rng():
+        # Not compiled: torch.compile would keep a version for every length of a clip.
+        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             features = embed(student, tracks, feature_extractor=feature_extractor).mean(axis=1)
         train, held_out = features[self.trains], features[~self.trains]
         labels, references = self.labels[self.trains], self.labels[~self.trains]

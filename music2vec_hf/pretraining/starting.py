@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DDPCommunicationHookType, TorchDynamoPlugin, find_executable_batch_size
+from accelerate.utils import DDPCommunicationHookType, TorchDynamoPlugin
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from music2vec_hf.common.computing import autocast, choose_precision
+from music2vec_hf.common.computing import autocast, check_gpu, choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.corpus.batches import CropDataset, streaming_batches, training_batches
 from music2vec_hf.corpus.crops import BatchPlan
@@ -26,9 +26,11 @@ from music2vec_hf.pretraining.checkpoints import TrainingState, load_training_st
 from music2vec_hf.pretraining.dropout import make_dropout_cheap
 from music2vec_hf.pretraining.schedules import ReferenceAdam
 
-_INIT_STREAM, _DROPOUT_STREAM = 3, 4
+_INIT_STREAM, _DROPOUT_STREAM = (4, 3, 0, 0), 8  # beside those of corpus/crops.py and corpus/batches.py
 _FIRST_LOSS_SCALE = 128.0  # the reference's, for fp16
 _SECONDS_WITHOUT_TRYING = 237.5  # the reference's forward pass of 3.8 M samples
+_HEADROOM = 0.1  # share of a GPU's memory that a pass leaves free
+_OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED")
 # The fields that decide which weights a model has; and what else decides what they mean, which no recipe sets.
 _SHAPE = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim", "conv_kernel"),
@@ -42,8 +44,11 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     configuration of accelerate says.
 
     Raises:
-        ValueError: if the launcher asks for anything but a whole copy on each device, or the tracker is not installed.
+        ValueError: if the launcher asks for anything but a whole copy on each device, the tracker is not installed, or
+            there is a GPU that torch cannot use.
     """
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("1", "true", "yes"):
+        check_gpu()
     for asked in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{asked}", "false").lower() == "true":
             raise ValueError(
@@ -72,7 +77,7 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
 
 def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> TrainingState:
     """The state of a run: new from the recipe, or from a checkpoint."""
-    torch.manual_seed(stream_seed(recipe.seed, _INIT_STREAM, 0, 0))
+    torch.manual_seed(_seed_of(recipe.seed, *_INIT_STREAM))
     if checkpoint is None:
         student, teacher = new_learners(recipe)
     else:
@@ -86,7 +91,9 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
         make_dropout_cheap(student)
     if recipe.gradient_checkpointing:  # older transformers know only the second name, newer ones warn of it
         getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
-    if recipe.compile:  # layer by layer, so that LayerDrop breaks no graph
+    if recipe.compile is True or (
+        recipe.compile == "auto" and device.type == "cuda"
+    ):  # layer by layer, so that LayerDrop breaks no graph
         compile_model(student.data2vec_audio, dynamic=False)
         teacher.compile()
     adam = {"betas": recipe.adam_betas, "eps": recipe.adam_epsilon, "weight_decay": recipe.weight_decay}
@@ -101,7 +108,11 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
 
 def stream_seed(seed: int, *indices: int) -> int:
     """A generator seed for one (step, micro-step, process), independent of what was drawn before."""
-    return int(np.random.SeedSequence([seed, _DROPOUT_STREAM, *indices]).generate_state(1, np.uint64)[0] >> 1)
+    return _seed_of(seed, _DROPOUT_STREAM, *indices)
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def new_learners(recipe: Recipe) -> tuple[Music2VecForPreTraining, EMATeacher]:
@@ -176,8 +187,8 @@ def fitting_seconds(recipe: Recipe, accelerator, student, teacher) -> float:
     """Seconds of audio that one forward and backward pass can hold on every device: `max_seconds_per_device: auto`.
 
     On a GPU passes of decreasing size are tried, from a device's whole share of the update down, with the optimiser's
-    memory set aside. Weights, gradients and random state are left as they were. On a CPU, which runs into swap instead
-    of an error, it is the reference's 237.5 s.
+    memory and a tenth of the GPU's set aside. Weights, gradients and random state are left as they were. On a CPU,
+    which runs into swap instead of an error, it is the reference's 237.5 s.
 
     Args:
         recipe ([`Recipe`]).
@@ -185,7 +196,7 @@ def fitting_seconds(recipe: Recipe, accelerator, student, teacher) -> float:
         student, teacher: on the device, not wrapped.
 
     Raises:
-        RuntimeError: if not even one crop fits.
+        ValueError: if not even one crop fits.
     """
     device = accelerator.device
     if device.type == "cpu":
@@ -198,26 +209,55 @@ def fitting_seconds(recipe: Recipe, accelerator, student, teacher) -> float:
 def largest_pass(recipe: Recipe, device: torch.device, student, teacher, rows: int) -> int:
     """Most crops, at most `rows`, whose forward and backward pass the device can hold beside the optimiser's state.
 
-    Raises:
-        RuntimeError: if not even one crop fits.
-    """
-    reserved = [torch.empty_like(p) for p in student.parameters() for _ in range(3)]  # Adam's two, one bucket copy
+    Two passes of each size, the second beside the gradients of the first, with all layers. They are not compiled,
+    which takes no less memory: torch.compile would keep a version for every size that is tried.
 
-    @find_executable_batch_size(starting_batch_size=rows)
-    def passes(rows):
+    Raises:
+        ValueError: if not even one crop fits.
+    """
+    on_gpu = device.type == "cuda"
+    layerdrop, student.config.layerdrop = student.config.layerdrop, 0.0
+    reserved = [torch.empty_like(p) for p in student.parameters() for _ in range(3)]  # Adam's two, one bucket copy
+    if on_gpu:
+        free = int(_HEADROOM * torch.cuda.get_device_properties(device).total_memory)
+        reserved.append(torch.empty(free, dtype=torch.uint8, device=device))
+    try:
+        with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.compiler.set_stance("force_eager"):
+            while not all(_fits(recipe, device, student, teacher, rows) for _ in range(2)):
+                student.zero_grad()
+                if rows == 1:
+                    raise ValueError(
+                        f"Not even one crop of {recipe.crop_seconds:g} s fits {device}. Use `--gradient_checkpointing "
+                        "true`, fewer `masks_per_crop` or shorter `crop_seconds`."
+                    )
+                rows = max(1, int(0.9 * rows))
+        return rows
+    finally:
+        student.config.layerdrop = layerdrop
+        student.zero_grad()
+        del reserved
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def _fits(recipe: Recipe, device: torch.device, student, teacher, rows: int) -> bool:
+    """Whether a pass of so many crops ends well."""
+    try:
         mask = torch.zeros(rows, recipe.masks_per_crop, recipe.num_frames, dtype=torch.bool, device=device)
         mask[..., : recipe.num_frames // 2] = True
         with autocast(recipe.precision, device.type):
             output = student(torch.randn(rows, recipe.num_samples, device=device), None, mask, teacher)
         output.loss.backward()
-        return rows
-
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return passes()
-    finally:
-        student.zero_grad()
-        del reserved
+    except RuntimeError as error:
+        if not any(reason in str(error) for reason in _OUT_OF_MEMORY):
+            raise
+        found = False
+    else:
+        found = True
+    if not found and device.type == "cuda":  # here, where the error no longer holds on to what the pass had
+        torch.cuda.empty_cache()
+    return found
 
 
 __all__ = ["count_micro_steps", "fitting_seconds", "make_accelerator", "open_corpus", "prepare_training"]

@@ -1,9 +1,11 @@
-"""Precision by name: what `auto` becomes on a device, and that a matrix product then runs in it."""
+"""Precision by name: what `auto` becomes on a device, and that a matrix product then runs in it; and which device."""
 
 import pytest
 import torch
 
-from music2vec_hf.common.computing import autocast, choose_precision
+from music2vec_hf.common import computing
+from music2vec_hf.common.computing import autocast, choose_precision, float32_products
+from music2vec_hf.features.encoders import choose_device
 
 
 @pytest.mark.parametrize(
@@ -15,7 +17,6 @@ from music2vec_hf.common.computing import autocast, choose_precision
         ("auto", "cpu", True, False, "fp32"),  # whatever the GPU beside it can do
         ("auto", "cpu", False, True, "bf16"),
         ("auto", "mps", True, True, "fp32"),
-        ("auto", None, False, True, "bf16"),  # there is no GPU here
     ],
 )
 def test_auto_asks_the_device_in_use(asked, device, gpu, cpu, found, monkeypatch):
@@ -26,7 +27,8 @@ def test_auto_asks_the_device_in_use(asked, device, gpu, cpu, found, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+    ("name", "dtype"),
+    [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 def test_products_run_in_it(name, dtype):
     with autocast(name, "cpu"):
@@ -34,5 +36,47 @@ def test_products_run_in_it(name, dtype):
 
 
 def test_another_name_is_refused():
-    with pytest.raises(ValueError, match=r"`precision` is 'fp8'. Use one of fp32, bf16, fp16, auto."):
-        autocast("fp8", "cpu")
+    with pytest.raises(ValueError, match=r"`precision` is 'fp8'. Use one of fp32, tf32, bf16, fp16, auto."):
+        autocast("fp8", "cpu").__enter__()
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32", "bf16"])
+def test_products_and_convolutions_on_cuda_round_alike(name):
+    def flags():
+        products = torch.backends.cuda.matmul
+        rounding = products.allow_tf32, torch.backends.cudnn.allow_tf32
+        return *rounding, products.allow_bf16_reduced_precision_reduction
+
+    before = flags()
+    with float32_products(name, "cuda"):
+        assert flags() == (name == "tf32", name == "tf32", False)
+    with float32_products(name, "cpu"):
+        assert flags() == before
+    assert flags() == before
+
+
+@pytest.mark.parametrize(
+    ("gpu", "usable", "visible", "refused"),
+    [
+        (True, False, None, True),
+        (True, False, "0", True),
+        (True, False, "", False),  # the CPU is meant
+        (True, True, None, False),
+        (False, False, None, False),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(
+    gpu, usable, visible, refused, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(computing, "_GPU", tmp_path if gpu else tmp_path / "none")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if refused:
+        with pytest.raises(ValueError, match=r"torch cannot use it: .* set CUDA_VISIBLE_DEVICES= \(nothing\)"):
+            choose_device("auto")
+    else:
+        assert choose_device("auto").type == "cuda" if usable else "cpu"
+    assert choose_device("cpu").type == "cpu"

@@ -94,7 +94,7 @@ def test_features_equal_the_reference(golden):
         features = encoder.feature_extractor(source).transpose(1, 2)
         projected, _ = encoder.feature_projection(features)
         output = encoder(source, output_hidden_states=True)
-        results = list(EMATeacher(student)._feed_forward_results(projected, None))
+        results = results_of(EMATeacher(student), projected)
     assert_close(features, arrays["conv_features"], atol=5e-5)
     assert_close(projected, arrays["projected"], atol=5e-5)
     assert_close(encoder.encoder.pos_conv_embed(projected), arrays["pos_conv"], atol=5e-5)
@@ -130,20 +130,27 @@ def test_schedules_equal_the_reference(golden):
 # Deliberate errors. Each of them is a small change of the right code, as in METHOD section 12.
 
 
+def results_of(teacher, features, module="feed_forward"):
+    """What a module of each of the teacher's target layers gives."""
+    hooks, results = [], []
+    for layer in teacher.encoder.layers[-teacher.config.average_top_k_layers :]:
+        hook = getattr(layer, module).register_forward_hook(lambda _module, _inputs, result: results.append(result))
+        hooks.append(hook)
+    EMATeacher.targets(teacher, features)
+    for hook in hooks:
+        hook.remove()
+    return results
+
+
 class LayerOutputTeacher(EMATeacher):
-    def _feed_forward_results(self, hidden_states, frame_mask):
-        hooks, outputs = [], []
-        for layer in self.encoder.layers[-self.config.average_top_k_layers :]:
-            hooks.append(layer.final_layer_norm.register_forward_hook(lambda _m, _i, out: outputs.append(out)))
-        list(super()._feed_forward_results(hidden_states, frame_mask))
-        for hook in hooks:
-            hook.remove()
-        return outputs
+    def targets(self, features, frame_mask=None):
+        results = results_of(self, features, "final_layer_norm")
+        return sum(F.instance_norm(result.mT) for result in results).mT / len(results)
 
 
 class LayerNormTeacher(EMATeacher):
     def targets(self, features, frame_mask=None):
-        results = list(self._feed_forward_results(features.detach(), frame_mask))
+        results = results_of(self, features)
         return torch.stack([F.layer_norm(result, result.shape[-1:]) for result in results]).mean(0)
 
 
@@ -170,10 +177,11 @@ class LateDecayTeacher(EMATeacher):
 
 
 class WrongTopLayersTeacher(EMATeacher):
-    def _feed_forward_results(self, hidden_states, frame_mask):
+    def targets(self, features, frame_mask=None):
         self.config.average_top_k_layers = 4
-        yield from list(super()._feed_forward_results(hidden_states, frame_mask))[:3]
+        results = results_of(self, features)[:3]
         self.config.average_top_k_layers = 3
+        return sum(F.instance_norm(result.mT) for result in results).mT / len(results)
 
 
 def torch_epsilon(parameters, **settings):

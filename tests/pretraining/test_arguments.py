@@ -67,7 +67,7 @@ def test_text_numbers_are_read_as_numbers():
         ({"require_same_masks": 1}, "`require_same_masks` is 1. Use a value of type bool"),
         ({"gradient_checkpointing": "yes"}, "`gradient_checkpointing` is 'yes'. Use a value of type bool"),
         ({"gradient_compression": "int8"}, "`gradient_compression` is 'int8'. Use one of none, bf16"),
-        ({"precision": "int4"}, "`precision` is 'int4'. Use one of auto, fp32, bf16"),
+        ({"precision": "int4"}, "`precision` is 'int4'. Use one of fp32, tf32, bf16"),
         ({"phase_ratio": [0.5, 0.6, 0.1]}, "three shares from 0 to 1 that add up to 1"),
         ({"masks_per_crop": 0}, r"`masks_per_crop` is 0\. Use a value from 1"),
         ({"crops_per_clip": 0}, "`crops_per_clip` is 0. Use a value from 1"),

@@ -80,14 +80,14 @@ def test_kill_9_at_a_random_moment(seed, whole_run, toy_corpus, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_the_resumed_run_is_the_same(number, whole_run, toy_corpus, tmp_path, monkeypatch):
-    optimise = loop.optimise
+    accumulate = loop.accumulate
 
-    def signalled(accelerator, recipe, state, num_masked):
+    def signalled(accelerator, recipe, model, state, *rest):
         if state.step == 2:
             os.kill(os.getpid(), number)
-        return optimise(accelerator, recipe, state, num_masked)
+        return accumulate(accelerator, recipe, model, state, *rest)
 
-    monkeypatch.setattr(loop, "optimise", signalled)
+    monkeypatch.setattr(loop, "accumulate", signalled)
     with pytest.raises(TrainingInterrupted, match=rf"{number.name} came, .*checkpoint-3. Go on with `--resume`"):
         pretrain(toy(save_every=100), toy_corpus, tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]

@@ -38,7 +38,7 @@ def one_pass(recipe):
 def test_recomputing_changes_memory_and_nothing_else(precision, masks_per_crop, layerdrop):
     """To the bit, with dropout of all kinds at work and layers left out."""
     recipe = dict(precision=precision, masks_per_crop=masks_per_crop, layerdrop=layerdrop)
-    recipe |= dict(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.1, num_hidden_layers=3)
+    recipe |= dict(hidden_dropout=0.3, attention_dropout=0.3, activation_dropout=0.1, num_hidden_layers=6)
     loss, gradients, size, after = one_pass(toy(**recipe))
     again = one_pass(toy(**recipe, gradient_checkpointing=True))
     assert torch.equal(again[0], loss) and torch.equal(again[3], after)

@@ -7,9 +7,11 @@ from toy_run import toy
 from transformers import Data2VecAudioModel
 
 from music2vec_hf import EMATeacher, Music2VecForPreTraining
+from music2vec_hf.common import computing
 from music2vec_hf.hub.conversion import export_data2vec_audio
+from music2vec_hf.pretraining import loop
 from music2vec_hf.pretraining.loop import pretrain
-from music2vec_hf.pretraining.starting import largest_pass, new_learners
+from music2vec_hf.pretraining.starting import count_micro_steps, largest_pass, make_accelerator, new_learners
 
 
 @pytest.fixture
@@ -58,22 +60,64 @@ def test_another_shape_is_refused(checkpoint):
         new_learners(toy(init_from=str(checkpoint), hidden_size=32))
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate more than there is.",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
 @pytest.mark.parametrize("holds", [1, 3, 8])
-def test_the_largest_pass_is_found_by_trying(holds, monkeypatch):
+def test_the_largest_pass_is_found_by_trying(holds, message, monkeypatch):
     recipe = toy()
     student = Music2VecForPreTraining(recipe.model_config())
     teacher, forward = EMATeacher(student), student.forward
 
     def small(input_values, *rest):
         if len(input_values) > holds:
-            raise RuntimeError("CUDA out of memory. Tried to allocate more than there is.")
+            raise RuntimeError(message)
         return forward(input_values, *rest)
 
     monkeypatch.setattr(student, "forward", small)
     state = torch.get_rng_state()
     assert largest_pass(recipe, torch.device("cpu"), student, teacher, 8) in range(max(1, holds // 2), holds + 1)
     assert all(parameter.grad is None for parameter in student.parameters())
-    assert torch.get_rng_state().equal(state)
+    assert torch.get_rng_state().equal(state) and student.config.layerdrop == recipe.layerdrop
+
+
+@pytest.mark.parametrize("asked", ["false", "true"])
+def test_a_run_does_not_take_the_cpu_because_torch_cannot_use_the_gpu(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(computing, "_GPU", tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    if asked == "true":
+        assert make_accelerator(toy(), tmp_path).device.type == "cpu"
+    else:
+        with pytest.raises(ValueError, match="torch cannot use it"):
+            make_accelerator(toy(), tmp_path)
+
+
+def test_a_resumed_run_keeps_the_size_that_was_found(toy_corpus, tmp_path, monkeypatch):
+    found = iter([2.0, 4.0])
+    monkeypatch.setattr(loop, "fitting_seconds", lambda *rest: next(found))
+    recipe = {"max_seconds_per_device": "auto"}
+    pretrain(toy(**recipe, max_steps=2), toy_corpus, tmp_path / "run")
+    cut = []
+    monkeypatch.setattr(loop, "count_micro_steps", lambda *rest: cut.append(rest[-1]) or count_micro_steps(*rest))
+    monkeypatch.setattr(loop, "check_checkpoint", lambda *rest: None)  # of a longer run
+    pretrain(toy(**recipe, max_steps=4), toy_corpus, tmp_path / "run", resume=True)
+    assert cut == [2.0]
+
+
+def test_deterministic_algorithms_are_those_of_the_run_alone(toy_corpus, tmp_path, monkeypatch):
+    used = []
+    steps = loop.run_steps
+    monkeypatch.setattr(
+        loop, "run_steps", lambda *rest: used.append(torch.are_deterministic_algorithms_enabled()) or steps(*rest)
+    )
+    pretrain(toy(deterministic=True, max_steps=1), toy_corpus, tmp_path / "run")
+    assert used == [True] and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_not_even_one_crop(monkeypatch):
@@ -83,7 +127,7 @@ def test_not_even_one_crop(monkeypatch):
         raise RuntimeError("CUDA out of memory.")
 
     monkeypatch.setattr(student, "forward", none)
-    with pytest.raises(RuntimeError, match="No executable batch size found"):
+    with pytest.raises(ValueError, match=r"Not even one crop of 1 s fits cpu. Use `--gradient_checkpointing true`"):
         largest_pass(toy(), torch.device("cpu"), student, None, 4)
 
 
