@@ -254,6 +254,27 @@ def similar(library, query, **settings) -> None:
 
 
 @verb(
+    arg("MODEL", "tiny, or folder or Hub id of an audio model, with a head or without", type=model_source),
+    arg("--library", "what `music2vec embed` wrote, per track: where similar tracks are", metavar="F.parquet"),
+    arg("--layer", "conv, 0, 1, ... for similar tracks and changes (default: the last)"),
+    arg("--window-seconds", "of labels over time (default: the model's own windows)", type=float),
+    arg("--host", "address to listen on; 0.0.0.0: all", default="127.0.0.1"),
+    arg("--port", "to listen on (default: the first that is free from 7860 on)", type=int),
+    arg("--max-megabytes", "largest file taken", default=200.0),
+    arg("--max-minutes", "longest song taken", default=20.0),
+    arg("--max-waiting", "songs that may wait while others are heard", default=20),
+    _DEVICE,
+    _TRUST,
+)
+def app(model, library, host, port, max_megabytes, max_minutes, max_waiting, **settings) -> None:
+    """A page that hears a song: labels over time, similar tracks, where it changes; offline."""
+    from music2vec_hf.app import serve
+    from music2vec_hf.app_listener import Limits, Listener
+
+    serve(Listener(model, library, Limits(max_megabytes, max_minutes, max_waiting), **settings), host, port)
+
+
+@verb(
     arg("MODEL", "tiny, or folder or Hub id of any audio encoder", type=model_source),
     arg("--task", "a task or group, for example synthetic or synthetic-genre", required=True),
     arg("--data", "folder of the task's data", required=True),

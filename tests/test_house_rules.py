@@ -21,13 +21,13 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 790,
+    "top": 1_300,
     "common": 820,
     "model": 1_920,
     "audio": 2_500,
     "corpus": 2_530,
     "synthetic": 880,
-    "features": 1_770,
+    "features": 1_780,
     "pretraining": 1_620,
     "finetuning": 560,
     "probing": 3_865,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from music2vec_hf.common.computing import choose_precision
 from music2vec_hf.common.files import hold_lock
 from music2vec_hf.features.embeddings import HearingSettings, InputTrack, list_inputs
-from music2vec_hf.features.encoders import choose_device, compile_model, load_encoder
+from music2vec_hf.features.encoders import Encoder, choose_device, compile_model, load_encoder
 from music2vec_hf.features.store import (
     column_of,
     matrix,
@@ -297,18 +297,8 @@ def find_similar(
     if top < 1:
         raise ValueError(f"`top` is {top}. Use at least 1.")
     library = Path(library)
-    settings, layers = _read_library(library)
-    if layer is not None and str(layer) not in layers:
-        raise ValueError(f"{library} has no layer {layer}. It has {', '.join(layers)}.")
-    layer = layers[-1] if layer is None else str(layer)
-    if model is None and "model" not in settings:
-        raise ValueError(f"{library} does not say which model made it; name that model with --model.")
-    encoder = load_encoder(model or settings["model"], trust_remote_code=trust_remote_code)
-    if settings.get("model_hash", encoder.hash) != encoder.hash:
-        raise ValueError(
-            f"{model or settings['model']} has other weights than the model that made {library}; name that one with "
-            "--model, or embed the library anew."
-        )
+    settings, layer = read_library(library, layer)
+    encoder = load_library_encoder(library, settings, model, trust_remote_code)
     encoder.check_layers([layer])
     plan = encoder.plan(settings.get("window_seconds", 30.0), settings.get("overlap_seconds", 0.0))
     encoder.model.to(choose_device(device))
@@ -335,8 +325,11 @@ def nearest(library: Path, column: str, vector: np.ndarray, top: int) -> list[tu
     return list(zip(paths.tolist(), cosines.tolist(), strict=True))
 
 
-def _read_library(library: Path) -> tuple[dict, list[str]]:
-    """What made a table of embeddings, and the layers in it."""
+def read_library(library: Path, layer: str | None = None) -> tuple[dict, str]:
+    """What made a table of embeddings (`settings`), and the layer to compare by: `layer`, or the last that it has.
+
+    Raises ValueError if it is no table of `music2vec embed` with a row per track, or has no such layer.
+    """
     try:
         settings, columns = read_metadata(library) or {}, pq.read_schema(library).names
     except pa.ArrowInvalid as error:
@@ -346,4 +339,24 @@ def _read_library(library: Path) -> tuple[dict, list[str]]:
     layers = [name.removeprefix("layer_") for name in columns if name == "conv" or name.startswith("layer_")]
     if "path" not in columns or not layers:
         raise ValueError(f"{library} is no table of embeddings; its columns are {', '.join(columns)}.")
-    return settings, layers
+    if layer is not None and str(layer) not in layers:
+        raise ValueError(f"{library} has no layer {layer}. It has {', '.join(layers)}.")
+    return settings, layers[-1] if layer is None else str(layer)
+
+
+def load_library_encoder(
+    library: Path, settings: Mapping, model: str | Path | None = None, trust_remote_code: bool = False
+) -> Encoder:
+    """The model that made a table of embeddings, from where `settings` of [`read_library`] or `model` say.
+
+    Raises ValueError if neither names it, or it has other weights.
+    """
+    if model is None and "model" not in settings:
+        raise ValueError(f"{library} does not say which model made it; name that model with --model.")
+    encoder = load_encoder(model or settings["model"], trust_remote_code=trust_remote_code)
+    if settings.get("model_hash", encoder.hash) != encoder.hash:
+        raise ValueError(
+            f"{model or settings['model']} has other weights than the model that made {library}; name that one with "
+            "--model, or embed the library anew."
+        )
+    return encoder
