@@ -201,6 +201,9 @@ def finetune(config, more) -> None:
 
     if not config.endswith((".yaml", ".yml")):
         raise ValueError(f"{config!r} is no .yaml file. Write `music2vec finetune CONFIG.yaml [--key value ...]`.")
+    if not os.path.isfile(config):
+        lines = "`model: tiny`, `corpus: FOLDER`, `label: COLUMN`, `output_dir: OUT`"
+        raise ValueError(f"There is no {config}. Write it, one line each: {lines}.")
     print(finetune_from_yaml([config, *more]))
 
 
@@ -241,7 +244,7 @@ def _print_rejects(rejects, what: str = "left out") -> None:
     arg("QUERY", "audio file"),
     arg("--top", "how many", default=10),
     arg("--layer", "conv, 0, 1, ... (default: the last that LIBRARY has)"),
-    arg("--model", "folder or Hub id, if LIBRARY does not say, or it has moved"),
+    arg("--model", "tiny, or folder or Hub id, if LIBRARY does not say, or it has moved"),
     _DEVICE,
     _TRUST,
 )
@@ -305,7 +308,7 @@ def probe(model, task, data, output, baselines, layers, device, **settings) -> N
 
 
 @verb(
-    arg("RESULTS", "results.json files, pretraining runs, or folders of either", nargs="+"),
+    arg("RESULTS", "results.json files, pretraining runs, folders of either; or tiny", nargs="+", type=model_source),
     arg("--output", "folder of report.html", required=True),
     arg(
         "--watch",

@@ -6,8 +6,6 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
-from toy_model import SIZES, save_model
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
+from toy_model import SIZES, save_model
 from warm_python import WarmPython
 
 import music2vec_hf

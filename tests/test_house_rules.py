@@ -22,12 +22,12 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 1_300,
-    "common": 820,
+    "common": 826,
     "model": 1_920,
-    "audio": 2_500,
+    "audio": 2_506,
     "corpus": 2_530,
     "synthetic": 880,
-    "features": 1_780,
+    "features": 1_786,
     "pretraining": 1_620,
     "finetuning": 560,
     "probing": 3_865,

@@ -1,5 +1,7 @@
 """The weights that come with the library: whole, small, loaded by every way, with scores that are theirs."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -11,7 +13,10 @@ from music2vec_hf import Music2VecModel, embed, pretrained
 from music2vec_hf.cli import main
 from music2vec_hf.common.files import read_results
 from music2vec_hf.common.weights import model_source
+from music2vec_hf.finetuning.fitting import FinetuneArguments
 from music2vec_hf.hub.card import read_scores
+from music2vec_hf.pretraining.arguments import load_recipe
+from music2vec_hf.pretraining.starting import new_learners
 
 TINY = pretrained("tiny")
 
@@ -56,6 +61,21 @@ def test_tiny_is_a_model_on_the_command_line_unless_a_folder_has_its_name(songs,
     assert model_source("tiny") == "tiny"
     with pytest.raises(ValueError, match=r"'large'.*Use one of tiny"):
         pretrained("large")
+
+
+def test_tiny_is_a_model_wherever_one_is_named(songs, tmp_path, capsys):
+    library, tuned = tmp_path / "songs.parquet", {"corpus": str(songs), "label": ["key"], "output_dir": str(tmp_path)}
+    assert np.array_equal(embed("tiny", songs / "chord.wav"), embed(TINY, songs / "chord.wav"))
+    assert main(["embed", "tiny", str(songs), "--output", str(library)]) == 0
+    assert main(["similar", str(library), str(songs / "chord.wav"), "--model", "tiny"]) == 0
+    assert re.search(r"^1\.0000  \S+chord.wav$", capsys.readouterr().out, flags=re.M)
+    assert main(["report", "tiny", "--output", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "figures" / "layers-0.png").is_file()
+    assert main(["export", "tiny", str(tmp_path / "plain"), "--format", "onnx"]) == 0
+    assert FinetuneArguments(model="tiny", **tuned).model == str(TINY)
+    student, _ = new_learners(load_recipe("tiny", init_from="tiny"))
+    weights = AutoModel.from_pretrained(TINY).state_dict()
+    assert all(torch.equal(student.base_model.state_dict()[name], weights[name]) for name in weights)
 
 
 def test_the_card_has_the_scores_of_these_weights_beside_their_baselines():

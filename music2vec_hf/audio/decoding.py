@@ -314,7 +314,7 @@ def _open_with_torchcodec(source: str | bytes, name: str, head: bytes, reason: s
             raise AudioError(
                 name,
                 "codec missing",
-                "this format needs the `codecs` extra; run `pip install music2vec_hf[codecs]` or convert it to FLAC.",
+                "this format needs the `codecs` extra: `pip install 'music2vec_hf[codecs]'`, or convert it to FLAC.",
             ) from error
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         # torchcodec raises these for a damaged file, for one without audio, and where FFmpeg's libraries are missing.

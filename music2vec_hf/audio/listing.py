@@ -42,6 +42,7 @@ from music2vec_hf.common.hub import explain_hub_errors
 
 logger = logging.getLogger(__name__)
 
+_SYNTH = "`music2vec synth {} --clips 200 --seed 0`"
 SPLIT_ORDER = ("train", "validation", "test")
 HUB_ID = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?")
 
@@ -120,8 +121,8 @@ def find_files(source: str | os.PathLike) -> SourceFiles:
     match = HUB_ID.fullmatch(text)
     if match is None:
         raise ValueError(
-            f"{text} does not exist; it is not a folder; make a corpus with `music2vec prepare SOURCE {text}`, or "
-            "name a folder, a manifest, a glob such as 'DIR/*.parquet', or a data set on the Hub as user/name."
+            f"{text} does not exist. Name a folder of audio, a corpus that `music2vec prepare FOLDER CORPUS` made, a "
+            f"manifest, a glob, or a data set on the Hub as user/name. To try without music: {_SYNTH.format(text)}."
         )
     return _on_hub(match["id"], match["config"])
 
@@ -136,7 +137,10 @@ def choose_splits(source: str | os.PathLike, found: SourceFiles, split: str | No
     if split is None and len(names) > 1:
         raise ValueError(f"{source} has the splits {', '.join(names)}; name one of them, or 'all'.")
     if split is not None and split not in names:
-        raise ValueError(f"{source} has no split {split!r}, only {', '.join(names)}.")
+        raise ValueError(
+            f"{source} has no split {split!r}, only {', '.join(names)}; name one of these (in a folder of audio, "
+            "folders train, validation and test are splits, or a column `split` of its metadata.csv)."
+        )
     return [split or names[0]]
 
 
@@ -178,13 +182,13 @@ def _of_one_kind(what: str, root: Path, paths: list[Path], refused: list[tuple[s
         # A table of embeddings, or of anything else, beside the audio is no data set of audio.
         by_kind.pop("parquet", None)
     if len(by_kind) != 1:
-        kinds = f"files of several kinds ({', '.join(by_kind)})"
-        what = f"{what} {kinds if by_kind else 'neither Parquet, .tar nor audio files'}"
-        looked = "" if by_kind else f" No audio files below it; looked for {', '.join(sorted(AUDIO_SUFFIXES))}."
-        raise ValueError(
-            f"{what}; name a folder with files of one kind, a glob such as '{root}/*.tar', or make a corpus with "
-            f"`music2vec prepare SOURCE {root}`.{looked}"
-        )
+        if not by_kind:
+            raise ValueError(
+                f"{what} neither Parquet, .tar nor audio files ({', '.join(sorted(AUDIO_SUFFIXES))}). Name a folder "
+                f"with some below it. To try without music: {_SYNTH.format('DIR')}."
+            )
+        kinds = ", ".join(by_kind)
+        raise ValueError(f"{what} files of several kinds ({kinds}). Name one kind by a glob such as '{root}/*.tar'.")
     ((kind, files),) = by_kind.items()
     tables = [path for path in paths if path.name in METADATA_FILES and kind == "audiofolder"]
     for path in tables:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 _DATASET_FILE = re.compile(r"hf://datasets/(?P<repo_id>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<filename>.+)")
 _DOWNLOADS_AT_ONCE = 8
+_TINY = " (`tiny` comes with the library and needs no network)"
 
 
 class _SilentBar(tqdm):
@@ -40,6 +41,11 @@ def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
         ValueError: for a missing or private repository, a bad token, a file that is not there, no connection, weights
             that are damaged or not safe, a configuration with impossible values.
     """
+    if what == "a model" and os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError(
+            f"{name} has no config.json, so there is no model in it. Name a folder that `save_pretrained` or "
+            "`music2vec pretrain` wrote (of a run that is not over, its last checkpoint), a Hub id, or `tiny`."
+        )
     try:
         yield
     except (SafetensorError, UnpicklingError) as error:
@@ -57,8 +63,9 @@ def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
         if os.path.isdir(name) or getattr(error, "errno", None) is not None:
             raise
         raise ValueError(
-            f"{name} is neither a folder here nor {what} that the Hub gives ({hub_reason(error)}); check the name, "
-            "the connection (offline, only what was loaded before is there) and, for a private one, `hf auth login`."
+            f"{name} is neither a folder here nor {what} that the Hub gives ({hub_reason(error)}); check the name"
+            f"{_TINY if what == 'a model' else ''}, the connection (offline, only what was loaded before is there) "
+            "and, for a private one, `hf auth login`."
         ) from error
 
 
@@ -88,7 +95,7 @@ def hub_reason(error: BaseException) -> str:
         if isinstance(cause, HfHubHTTPError) and not isinstance(cause, EntryNotFoundError) and cause.server_message:
             return f"the Hub says: {cause.server_message.rstrip('.')}"
         cause = cause.__cause__
-    return re.split(r"\n|\.\s|\.$", str(error).strip())[0]
+    return re.split(r"\n|\.\s|\.$", re.sub(r"\[Errno -?\d+\] ", "", str(error)).strip())[0]
 
 
 def download_files(urls: list[str]) -> list[str]:

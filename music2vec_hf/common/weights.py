@@ -20,7 +20,7 @@ def pretrained(name: str = "tiny") -> Path:
     return _FOLDER / name
 
 
-def model_source(name: str) -> str:
+def model_source(name: str | Path) -> str | Path:
     """What a person called MODEL: a folder or Hub id as it is; for a name of the weights that come with the library
     their folder, unless one of that name lies here."""
     return str(pretrained(name)) if name in _names() and not Path(name).exists() else name

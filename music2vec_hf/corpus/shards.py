@@ -176,7 +176,7 @@ def write_shards_by_ray(shards: list[Shard], num_proc: int, report: Report) -> N
     try:
         import ray
     except ImportError as error:
-        raise ValueError("`engine` is ray, which is not installed: `pip install music2vec_hf[cluster]`.") from error
+        raise ValueError("`engine` is ray, which is not installed: `pip install 'music2vec_hf[cluster]'`.") from error
 
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")

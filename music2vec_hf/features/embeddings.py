@@ -67,7 +67,7 @@ def embed(
     """Embeddings of one track or of several.
 
     Args:
-        model: folder or Hub id of an audio model; or a loaded one, which keeps its type, device and mode.
+        model: `"tiny"`, folder or Hub id of an audio model; or a loaded one, which keeps its type, device and mode.
         audio: one track: the path of an audio file, its bytes or an open binary file, an array, tensor or list of
             numbers (`(num_samples,)`, or with its channels on the shorter axis; uint8 has 128 as zero), a decoder of
             torchcodec, or a row of a data set, `{"array", "sampling_rate"}` or `{"bytes", "path"}`. Or several: a list

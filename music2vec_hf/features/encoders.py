@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrained
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.computing import check_gpu, choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.common.weights import model_source
 from music2vec_hf.features.spectral import SPECTRAL_FRAMES, SpectralEncoder
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.features.windows import WindowPlan, hear_tracks, window_rows
@@ -168,11 +169,13 @@ def load_encoder(
     """Load an audio encoder of any type, in float32 and eval mode, whatever its weights are stored in.
 
     Args:
+        name (`str` or `Path`): `"tiny"`, a folder or a Hub id.
         random_init (`bool`): keep the shape but draw the weights anew: the baseline of every probe.
 
     Raises:
         ValueError: if nothing is there, the model needs remote code that is not trusted, or takes no raw audio.
     """
+    name = model_source(name)
     with explain_hub_errors(name, "a model"), _explain_remote_code(name, trust_remote_code):
         # Ours by name, also for a plain data2vec-audio repository: an Auto class might ask to run a repository's code.
         if PreTrainedConfig.get_config_dict(name)[0].get("model_type") in OWN_MODEL_TYPES:
@@ -333,7 +336,7 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = next(name for name in there if there[name])
     if not there[device]:
-        raise ValueError(f"`device` is {device!r}, but torch finds none here. Use 'cpu'.")
+        raise ValueError(f"`device` is {device!r}, but torch finds none here. Use `--device cpu`, or `auto`.")
     return torch.device(device)
 
 

@@ -330,6 +330,8 @@ def read_library(library: Path, layer: str | None = None) -> tuple[dict, str]:
 
     Raises ValueError if it is no table of `music2vec embed` with a row per track, or has no such layer.
     """
+    if not library.is_file():
+        raise ValueError(f"There is no {library}. Make it: `music2vec embed tiny FOLDER --output {library}`.")
     try:
         settings, columns = read_metadata(library) or {}, pq.read_schema(library).names
     except pa.ArrowInvalid as error:

@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from music2vec_hf.audio.labels import CLASSES, TAGS, VALUES, Labels, find_labels
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import get_metric, scorable_tags
+from music2vec_hf.common.weights import model_source
 from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
@@ -83,6 +84,7 @@ class FinetuneArguments(TrainingArguments):
         for name in ("model", "corpus", "label"):
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is not set. Name it in the YAML file or as --{name}.")
+        self.model = model_source(self.model)
         if self.mode not in MODES:
             raise ValueError(f"`mode` is {self.mode!r}. Use one of {', '.join(MODES)}.")
         if self.problem_type not in (None, *PROBLEMS):
@@ -95,8 +97,7 @@ class FinetuneArguments(TrainingArguments):
         if isinstance(self.label, str):
             self.label = [self.label]
         if self.ddp_find_unused_parameters is None:
-            # LayerDrop leaves out layers, and a head need not read all of them; Trainer looks for such parameters only
-            # without gradient checkpointing.
+            # LayerDrop, or a head that reads a lower layer, leaves parameters without a gradient.
             self.ddp_find_unused_parameters = True
         super().__post_init__()
 

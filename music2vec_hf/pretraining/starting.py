@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from music2vec_hf.common.computing import autocast, check_gpu, choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
+from music2vec_hf.common.weights import model_source
 from music2vec_hf.corpus.batches import CropDataset, streaming_batches, training_batches
 from music2vec_hf.corpus.crops import BatchPlan
 from music2vec_hf.corpus.loading import load_corpus, stream_corpus
@@ -131,6 +132,7 @@ def new_learners(recipe: Recipe) -> tuple[Music2VecForPreTraining, EMATeacher]:
     if source is None:
         student = Music2VecForPreTraining(config)
         return student, EMATeacher(student)
+    source = model_source(source)
     with explain_hub_errors(source, "a model"):
         theirs = Music2VecConfig.from_pretrained(source)  # reads plain data2vec-audio too
     shapes = ((name, _plain(getattr(theirs, name, None)), _plain(getattr(config, name))) for name in _SHAPE)

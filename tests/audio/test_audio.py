@@ -205,7 +205,7 @@ def test_m4a_without_torchcodec_names_the_extra(tmp_path, monkeypatch):
     m4a = b"\x00\x00\x00\x20ftypM4A " + bytes(200)
     for name, data in [("song.m4a", m4a), ("song.wav", m4a), ("song.wma", b"anything at all")]:
         error = refused(tmp_path, data, name)
-        assert error.kind == "codec missing" and "pip install music2vec_hf[codecs]" in str(error)
+        assert error.kind == "codec missing" and "pip install 'music2vec_hf[codecs]'" in str(error)
 
 
 def test_torchcodec_reads_what_soundfile_cannot(tmp_path, monkeypatch):

@@ -175,7 +175,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 def test_nothing_usable_is_an_error_with_the_commonest_reason(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    with pytest.raises(ValueError, match=r"No audio files below .*\.flac"):
+    with pytest.raises(ValueError, match=r"holds neither Parquet, .*audio files \(.*\.flac"):
         prepare(source, tmp_path / "out")
     with pytest.raises(ValueError, match="does not exist"):
         prepare(tmp_path / "absent", tmp_path / "out")
@@ -315,7 +315,7 @@ def test_an_incomplete_copy_is_noticed(messy, tmp_path):
     shards[-1].unlink()
     with pytest.raises(ValueError, match=rf"should hold {len(shards)} shards of the split train but holds"):
         load_corpus(tmp_path / "out")
-    with pytest.raises(ValueError, match=r"is not a folder; make a corpus with `music2vec prepare"):
+    with pytest.raises(ValueError, match=r"a corpus that `music2vec prepare"):
         load_corpus(tmp_path / "absent")
 
 

@@ -265,7 +265,7 @@ def test_a_mistake_is_one_sentence(case, corpus, tmp_path, capsys):
         (target / "corpus.json").write_text('{"splits": {"train": {"shards": 1}}}' if case == "damaged" else "{")
         (target / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     sentence = {
-        "absent": "is not a folder; make a corpus with `music2vec prepare SOURCE",
+        "absent": "does not exist. Name a folder of audio",
         "audio": "run `music2vec prepare SOURCE OUT` and inspect OUT",
         "unfinished": "holds no finished corpus",
         "damaged": "is no whole Parquet file",

@@ -81,7 +81,7 @@ def test_mistakes_are_refused(library, encoder_folder, tmp_path):
         find_similar(library, query, top=0)
     with pytest.raises(ValueError, match="is no Parquet file"):
         find_similar(query, query)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="There is no "):
         find_similar(tmp_path / "missing.parquet", query)
     write_embeddings(encoder_folder, [query], tmp_path / "frames.parquet", ["3"], pool="none")
     with pytest.raises(ValueError, match="has a row for each frame"):

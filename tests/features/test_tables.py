@@ -188,7 +188,7 @@ def test_mistakes_are_refused(encoder_folder, music, tmp_path):
         write_embeddings(encoder_folder, [music, tmp_path / "again"], f"{tmp_path}/out/")
     with pytest.raises(ValueError, match="None of the 1 files could be read"):
         write_embeddings(encoder_folder, [tmp_path / "missing.wav"], tmp_path / "out.parquet")
-    with pytest.raises(ValueError, match="No audio files below"):
+    with pytest.raises(ValueError, match="holds neither Parquet"):
         (tmp_path / "empty").mkdir()
         write_embeddings(encoder_folder, [tmp_path / "empty"], tmp_path / "out.parquet")
     assert not list(tmp_path.glob("*.parquet")) and not list(tmp_path.glob(".*"))
