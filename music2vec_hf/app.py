@@ -19,7 +19,7 @@ from music2vec_hf.app_listener import Listener
 from music2vec_hf.app_view import show_answer, show_error, show_introduction
 from music2vec_hf.common.files import printable
 
-_STYLE = Path(__file__).with_name("app.css")
+_STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("app.css", "app.js"))
 
 
 def serve(listener: Listener, host: str = "127.0.0.1", port: int | None = None) -> None:
@@ -56,6 +56,7 @@ def served(listener: Listener, host: str = "127.0.0.1", port: int | None = None)
                 allowed_paths=_library_files(listener),
                 max_file_size=int(listener.limits.max_megabytes * 1e6),
                 css=_STYLE.read_text(encoding="utf-8"),
+                head=f"<script>{_SCRIPT.read_text(encoding='utf-8')}</script>",
                 theme=_theme(),
                 footer_links=[],
                 run_history=False,
