@@ -136,7 +136,7 @@ class Listener:
         halves = [self._label] if self.head else []
         halves += [self._compare] if self.library is not None or not self.head else []
         for number, hear in enumerate(halves):
-            hear(samples, answer, lambda share, n=number: report((n + share) / len(halves), f"heard {share:.0%}"))
+            hear(samples, answer, lambda share, n=number: report((n + share) / len(halves), "hearing"))
         return answer
 
     def _read(self, path: str | Path) -> tuple[np.ndarray, Answer]:
