@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCE := $(VENV)/transformers-source
 RESULTS := benchmarks/results
 
-.PHONY: demo test test-slow bench-gpu lint format clean
+.PHONY: demo docs test test-slow bench-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/music2vec demo --output demo
@@ -31,9 +31,14 @@ bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/embed.py --device cuda --clips 20 --output $(RESULTS)/embed_gpu.md
 	$(BIN)/python benchmarks/probe.py --device cuda --output $(RESULTS)/probe_gpu.md
 
+# The pages, with a reference made from docstrings and --help, into site/; a broken link is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -42,7 +47,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	# Bytecode is written at the first import of what is used, not for all that torch brings along.
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev,docs]'
 	# The wheel of transformers lacks its common tests, which tests/test_transformers_common.py runs: fetch its source.
 	# Without it they are skipped, with that reason.
 	version=$$($(BIN)/python -c "import transformers; print(transformers.__version__)"); \
@@ -52,4 +57,4 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -109,7 +109,7 @@ def test_it_is_one_sentence_with_what_to_type_next(command, sentence, advice, fo
     [
         ("pretrain --output run", "the following arguments are required: --corpus"),
         ("embed tiny", "the following arguments are required: INPUT, --output"),
-        ("embedd tiny songs", "invalid choice: 'embedd' (choose from"),
+        ("embeds tiny songs", "invalid choice: 'embeds' (choose from"),
         ("", "the following arguments are required: VERB"),
     ],
 )

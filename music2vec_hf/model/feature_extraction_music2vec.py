@@ -29,7 +29,7 @@ class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
     Args:
         norm_eps (`float`): added to the variance; 1e-5 is the reference's (transformers' own extractor has 1e-7).
         receptive_field (`int`): the shortest clip in samples at 16 kHz; 400 fill one frame of the base model.
-        The others are those of `Wav2Vec2FeatureExtractor`.
+        kwargs: those of `Wav2Vec2FeatureExtractor`.
 
     Source: fairseq `data/audio/raw_audio_dataset.py` at 3d262bb2 (whole-file `layer_norm`).
     """

@@ -79,7 +79,7 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
     Args:
         model ([`Music2VecForSequenceClassification`]): a model of another type gets transformers' own pipeline.
         feature_extractor ([`Music2VecFeatureExtractor`], *optional*): by default one with the reference's settings.
-        The others are those of transformers' `Pipeline`, and those of a call.
+        kwargs: those of transformers' `Pipeline`, and those of a call.
 
     Raises:
         ValueError: for a Music2Vec model without a head for clips.

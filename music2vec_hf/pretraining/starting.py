@@ -193,8 +193,8 @@ def fitting_seconds(recipe: Recipe, accelerator, student, teacher) -> float:
     which runs into swap instead of an error, it is the reference's 237.5 s.
 
     Args:
-        recipe ([`Recipe`]).
-        accelerator (`accelerate.Accelerator`).
+        recipe ([`Recipe`]): of the run.
+        accelerator (`accelerate.Accelerator`): the devices.
         student, teacher: on the device, not wrapped.
 
     Raises:
