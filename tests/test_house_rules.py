@@ -163,15 +163,13 @@ def test_files_beside_the_code_are_packed():
     assert beside and beside <= packed
 
 
-def test_the_readmes_verbs_exist():
+def test_the_verbs_that_pages_name_exist():
     from music2vec_hf.cli import build_parser
 
     verbs = next(action.choices for action in build_parser()._actions if action.choices)
-    text = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"^(?:\$ )?music2vec ([a-z]+)", text, flags=re.M))
-    assert used and used <= set(verbs)
-    for page in (ROOT / "docs").glob("*.md"):
-        assert set(re.findall(r"^(?:\$ )?music2vec ([a-z]+)", page.read_text(), flags=re.M)) <= set(verbs)
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")]
+    named = {verb for page in pages for verb in re.findall(r"(?:^|`)music2vec ([a-z]+)", page.read_text(), flags=re.M)}
+    assert named == set(verbs)
 
 
 def test_the_page_of_the_house_names_every_file():
