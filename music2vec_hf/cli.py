@@ -376,8 +376,9 @@ def export(model, out, format, quantize, samples) -> None:
 def push(folder, repo_id, license, private, revision, results, dry_run) -> None:
     """Upload a model with a generated card, so that it loads without this library, too."""
     from music2vec_hf.hub.push import make_publication, push_model
+    from music2vec_hf.probing.report import draw_all
 
-    publication = make_publication(folder, repo_id, license, results, revision)
+    publication = make_publication(folder, repo_id, license, results, revision, draw_all)
     for name, size in publication.sizes.items():
         print(f"{size:>13,} bytes  {name}")
     if publication.left_out:

@@ -31,7 +31,7 @@ LIMITS = {
     "pretraining": 1_620,
     "finetuning": 560,
     "probing": 3_865,
-    "hub": 1_330,
+    "hub": 1_390,
 }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, hf_hub_url
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
@@ -90,8 +90,9 @@ def describe_run(folder: str | Path) -> dict | None:
     """What the run of [`pretrain`] says about itself, or `None` where there is no `run.json`.
 
     Returns:
-        `dict`: the content of `run.json` and, from `metrics.jsonl`, `steps`, `hours_heard`, `hours_worked` (wall time
-        without that of steps that were lost), `device_hours`, `loss` (of the last record) and `skipped_updates`.
+        `dict`: the content of `run.json` and, from `metrics.jsonl`, `metrics` (its records), `steps`, `hours_heard`,
+            `hours_worked` (wall time without that of steps that were lost), `device_hours`, `loss` (of the last
+            record) and `skipped_updates`; of a checkpoint, up to its step.
     """
     folder = Path(folder)
     state = read_json(folder / STATE) if (folder / STATE).is_file() else {}
@@ -102,10 +103,11 @@ def describe_run(folder: str | Path) -> dict | None:
     last = state["step"] if is_checkpoint else math.inf
     # Records of probes during the run have no speed.
     metrics = read_metrics(folder.parent if is_checkpoint else folder)
-    records = [each for each in metrics if each.get("audio_seconds_per_second") and each["step"] <= last]
+    metrics = [each for each in metrics if each["step"] <= last]
+    records = [each for each in metrics if each.get("audio_seconds_per_second")]
     steps = [0, *(record["step"] for record in records)]
     sessions = [session for session in run["sessions"] if not records or session["first_step"] < steps[-1]]
-    run = run | {"sessions": sessions, "steps": steps[-1] if records else None}
+    run = run | {"sessions": sessions, "metrics": metrics, "steps": steps[-1] if records else None}
     seconds, device_seconds = 0.0, 0.0
     for first, record in zip(steps, records, strict=False):
         worked = (record["step"] - first) * run["audio_seconds_per_step"] / record["audio_seconds_per_second"]
@@ -131,8 +133,9 @@ def read_scores(folder: str | Path, results: Sequence[str | Path] | None = None)
             those beside it and in its neighbours.
 
     Returns:
-        `dict`: `records`, `averages` and `comparisons` as in results.json, of the model and its baselines alone, and
-        `num_foreign`, the number of files that were found and have no score of this model.
+        `dict`: `records`, `averages` and `comparisons` as in results.json, of the model and its baselines alone;
+        `sources`, for each file its folder and the model's records in it; and `num_foreign`, the number of files that
+        were found and have no score of this model.
 
     Raises:
         ValueError: if a file that was named is no results file or has no score of this model, or two files have the
@@ -142,7 +145,7 @@ def read_scores(folder: str | Path, results: Sequence[str | Path] | None = None)
     contents = _found_results(folder) if results is None else {Path(path): _named_results(path) for path in results}
     digest = model_hash(load_model(folder)[0]) if contents else None
     scores: dict = with_format({part: [] for part in PARTS})
-    num_foreign, origins = 0, {}
+    num_foreign, origins, sources = 0, {}, []
     for path, content in contents.items():
         ours = {record["source"] for record in content["records"] if record["model_hash"] == digest}
         if not ours:
@@ -155,10 +158,12 @@ def read_scores(folder: str | Path, results: Sequence[str | Path] | None = None)
             key = (record["protocol"], record["task"], record["metric"])
             if record["source"] in ours and origins.setdefault(key, path) != path:
                 raise ValueError(f"{origins[key]} and {path} both have scores on {key[1]}. Name one with --results.")
+        place = path if path.is_dir() else path.parent
+        sources.append((place, {"records": [row for row in content["records"] if row["source"] in ours]}))
         for part in PARTS:
             rows = [row for row in content.get(part, ()) if row["source"] in kept]
             scores[part] += [row | {"of_model": row["source"] in ours} for row in rows]
-    return scores | {"num_foreign": num_foreign}
+    return scores | {"sources": sources, "num_foreign": num_foreign}
 
 
 def _named_results(path: str | Path) -> dict:
@@ -181,13 +186,21 @@ def _found_results(folder: Path) -> dict[Path, dict]:
 
 
 def write_model_card(
-    folder: str | Path, repo_id: str, licence: str, scores: Mapping, revision: str | None = None
+    folder: str | Path,
+    repo_id: str,
+    licence: str,
+    scores: Mapping,
+    revision: str | None = None,
+    figures: Sequence[Mapping] = (),
+    example: str | None = None,
 ) -> str:
     """Generate the card of a model folder.
 
     Args:
         repo_id (`str`): where it is going to lie, for the snippets.
         licence (`str`): the Hub's identifier, for example `cc-by-4.0`.
+        figures (`Sequence[Mapping]`): `heading`, `caption` and `file`, a name in the repository.
+        example (`str`, *optional*): name of an audio file in the repository, to hear and for the snippets.
 
     Raises:
         ValueError: if the folder holds no whole model.
@@ -196,6 +209,7 @@ def write_model_card(
     run = describe_run(folder)
     architecture = (config.get("architectures") or [""])[0]
     records = scores["records"]
+    address = hf_hub_url(repo_id, example, revision=revision) if example else None
     data = ModelCardData(
         license=licence,
         library_name="transformers",
@@ -203,6 +217,7 @@ def write_model_card(
         tags=["music", "audio", "self-supervised", "music2vec", "data2vec"],
         model_name=name,
         eval_results=[_eval_result(record) for record in records if record["of_model"]] or None,
+        widget=[{"example_title": "ten seconds of synthetic music", "src": address}] if example else None,
     )
     return render(
         TEMPLATE,
@@ -223,6 +238,9 @@ def write_model_card(
         guide=_layer_guide(records),
         synthetic=any(record["synthetic"] for record in records),
         num_foreign=scores["num_foreign"],
+        figures=figures,
+        example=example,
+        address=address,
     )
 
 

@@ -3,19 +3,23 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from music2vec_hf.audio.reading import encode_flac
 from music2vec_hf.common.files import PARTS, RESULTS, check_new_folder, read_json, with_format, written_aside
 from music2vec_hf.common.hub import explain_push_errors
-from music2vec_hf.hub.card import CONFIG, read_model_config, read_scores, weight_files, write_model_card
+from music2vec_hf.hub.card import CONFIG, describe_run, read_model_config, read_scores, weight_files, write_model_card
 from music2vec_hf.model import configuration_music2vec
+from music2vec_hf.synthetic.generator import synthesize_clip
 
-CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
+CARD, EXTRACTOR, EXAMPLE = "README.md", "preprocessor_config.json", "example.flac"
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Left in a repository from an earlier push they would be loaded instead of, or beside, the new ones.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -44,6 +48,7 @@ class Publication:
         with written_aside(check_new_folder(out, "the files of the push")) as folder:
             folder.mkdir()
             for name, file in self.files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 if isinstance(file, bytes):
                     (folder / name).write_bytes(file)
                 else:
@@ -57,13 +62,16 @@ def make_publication(
     licence: str | None,
     results: Sequence[str | Path] | None = None,
     revision: str | None = None,
+    draw: Callable[..., list[dict]] | None = None,
 ) -> Publication:
-    """Collect what a push uploads: configuration, weights, extractor, code, scores and card; never training state.
+    """Collect what a push uploads: configuration, weights, extractor, code, scores, card with its figures, and an
+    example to hear; never training state.
 
     Args:
         folder (`str` or `Path`): a finished run, one of its checkpoints, or any Music2Vec or data2vec-audio model.
         licence (`str`, *optional*): identifier of the Hub for the weights' licence.
         results (`Sequence`, *optional*): results.json files; see [`read_scores`].
+        draw (*optional*): draws the figures, `draw_all` of the report; without it the card has none.
 
     Raises:
         ValueError: if there is no whole model in safetensors with its extractor, or no licence.
@@ -89,8 +97,26 @@ def make_publication(
     if scores["records"]:
         rows = {part: [{k: v for k, v in row.items() if k != "of_model"} for row in scores[part]] for part in PARTS}
         files[RESULTS] = (json.dumps(with_format(rows), indent=1) + "\n").encode()
-    files[CARD] = write_model_card(folder, repo_id, licence, scores, revision).encode()
+    figures, drawn = _figures(scores, describe_run(folder), repo_id, draw) if draw else ([], {})
+    files |= drawn | {EXAMPLE: _example()}
+    files[CARD] = write_model_card(folder, repo_id, licence, scores, revision, figures, EXAMPLE).encode()
     return Publication(files, sorted(path.name for path in folder.iterdir() if path.name not in files))
+
+
+def _figures(
+    scores: Mapping, run: Mapping | None, repo_id: str, draw: Callable[..., list[dict]]
+) -> tuple[list[dict], dict[str, bytes]]:
+    """Figures of the scores and of the run, and their files: what the report shows of the same."""
+    runs = {repo_id.rpartition("/")[2]: run["metrics"]} if run else {}
+    with tempfile.TemporaryDirectory() as folder:
+        figures = draw(scores, scores["sources"], runs, Path(folder))
+        return figures, {each["file"]: (Path(folder) / each["file"]).read_bytes() for each in figures}
+
+
+@lru_cache
+def _example() -> bytes:
+    """Ten seconds of music made by rule, which nobody has rights in, as FLAC."""
+    return encode_flac(synthesize_clip(seed=0, index=0, clip_seconds=10.0)[0])
 
 
 def with_remote_code(folder: str | Path) -> dict[str, Path | bytes]:

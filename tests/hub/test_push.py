@@ -36,7 +36,7 @@ def checkpoint(tiny_student, tmp_path):
 
 def test_only_what_the_model_needs_travels(checkpoint):
     publication = make_publication(checkpoint, REPO, "mit")
-    wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "example.flac"}
     assert set(publication.files) == wanted | CODE
     assert publication.left_out == ["cache", "optimizer.pt", "teacher.safetensors", "trainer_state.json"]
     assert publication.sizes["model.safetensors"] == (checkpoint / "model.safetensors").stat().st_size
@@ -51,7 +51,7 @@ def test_nothing_that_travels_names_this_machine(checkpoint, tmp_path):
 def test_a_plain_model_travels_without_code(checkpoint, tmp_path):
     plain = export_data2vec_audio(checkpoint, tmp_path / "plain")
     files = make_publication(plain, REPO, "mit").files
-    assert set(files) == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
+    assert set(files) == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "example.flac"}
     assert b"trust_remote_code" not in files["README.md"]
 
 

@@ -1,0 +1,89 @@
+"""A pushed model as a stranger meets it: on the Hub, in a home of its own, with nothing but its card to follow."""
+
+import re
+
+import pytest
+import soundfile
+import yaml
+from hub_server import TOKEN
+
+from music2vec_hf.common.files import read_results
+from music2vec_hf.probing.report import write_report
+
+REPO = "someone/stranger"
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "music2vec_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Blocker())
+"""
+COMMAND = "import sys; from music2vec_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def card(hub, online, probed):
+    """The card of a probed model on the Hub."""
+    words = ["push", probed / "model", REPO, "--license", "mit", "--results", probed / "probes"]
+    online.succeed(COMMAND, *words, HF_TOKEN=TOKEN)
+    return (pushed(hub) / "README.md").read_text()
+
+
+def pushed(hub):
+    return hub.root / "models" / "someone" / "stranger" / "main"
+
+
+def blocks_of(card):
+    """Heading of each way to load -> its blocks, as (language, text)."""
+    section = re.search(r"^## How to load it\n(.*?)(?=^## )", card, flags=re.M | re.S)[1]
+    ways = re.split(r"^### (.+)\n", section, flags=re.M)[1:]
+    return {
+        heading: re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
+        for heading, text in zip(ways[::2], ways[1::2], strict=True)
+    }
+
+
+def test_each_of_its_three_ways_runs_as_written(online, card, tmp_path):
+    ours, remote, plain = blocks_of(card).values()
+    languages = [[language for language, _ in way] for way in (ours, remote, plain)]
+    assert languages == [["python"], ["python"], ["sh", "python"]]
+
+    def follow(block, result, blocker=BLOCKER):
+        return online.succeed(f"{blocker}{block[1]}\nprint('found', {result})", folder=tmp_path)
+
+    assert "found (4, 16)" in follow(ours[0], "layers.shape", blocker="")
+    assert "found 4 torch.Size([1, 499, 16])" in follow(remote[0], "len(layers), layers[0].shape")
+    program, *words = plain[0][1].split()
+    assert program == "music2vec"
+    online.succeed(COMMAND, *words, folder=tmp_path)
+    assert "found Data2VecAudioModel" in follow(plain[1], "type(model).__name__")
+
+
+def test_its_figures_are_those_of_the_report(hub, card, probed, tmp_path):
+    write_report(probed / "probes", tmp_path)
+    shown = re.findall(r"^!\[.+\]\((figures/[^)]+)\)$", card, flags=re.M)
+    assert {"figures/scores.png", "figures/layers-0.png"} <= set(shown)
+    for name in shown:
+        assert (pushed(hub) / name).read_bytes()[:4] == b"\x89PNG"
+    # Those of the scores are the same picture; the model's own are drawn without the other sources of the run.
+    for name in ("figures/scores.png", "figures/validation-test.png"):
+        assert (pushed(hub) / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    assert sum("confusion" in name for name in shown) == 2 and sum("scatter" in name for name in shown) == 1
+
+
+def test_its_example_can_be_heard(hub, card):
+    audio, rate = soundfile.read(pushed(hub) / "example.flac")
+    assert rate == 16_000 and len(audio) == 160_000 and abs(audio).max() > 0.1
+    front = yaml.safe_load(card.split("---\n")[1])
+    (widget,) = front["widget"]
+    assert widget["src"] == f"{hub.url}/{REPO}/resolve/main/example.flac"
+    assert f'<audio controls src="{widget["src"]}"></audio>' in card
+
+
+def test_its_scores_are_those_of_the_file(hub, card, probed):
+    """Of the model and its baselines, as they were measured."""
+    measured, shown = (read_results(folder)["records"] for folder in (probed / "probes", pushed(hub)))
+    assert shown == measured
+    for record in (each for each in shown if each["source"] == "pretrained"):
+        assert f"{record['value']:.3f} [{record['interval'][0]:.3f}, {record['interval'][1]:.3f}]" in card
