@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 from music2vec_hf.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
-LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?!\w+:|#)(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_files(files, config):
@@ -32,15 +32,16 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links of the repository -> links of the site."""
+    """Links of the repository -> links of the site; of what is no page of the site only the text stays."""
     name = page.file.src_uri
     outside = not (ROOT / "docs" / name).is_file()
     folder = posixpath.dirname(name if outside else f"docs/{name}")
 
     def moved(match: re.Match) -> str:
-        target = posixpath.normpath(posixpath.join(folder, match[1]))
-        target = target.removeprefix("docs/")
-        return posixpath.relpath(target, posixpath.dirname(name) or ".")
+        target = posixpath.normpath(posixpath.join(folder, match["target"])).removeprefix("docs/")
+        if files.get_file_from_path(target) is None:
+            return match["text"].strip("[]")
+        return f"{match['text']}({posixpath.relpath(target, posixpath.dirname(name) or '.')}{match['anchor'] or ''})"
 
     return markdown if name.startswith("reference/") else LINK.sub(moved, markdown)
 
