@@ -45,7 +45,7 @@ def faults(text: str, page: bool) -> Iterator[str]:
         )
         yield from (f"commit: {match[0]}" for match in COMMIT.finditer(text))
         prose = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(("|", "#", "!", "    ")))
-        for sentence in re.split(r"(?<=[.:;!?)])\s+(?=[A-Z`*\[])|\n\s*\n|\n\s*[-*\d]+\.? ", prose):
+        for sentence in re.split(r"(?<=[.:!?)])\s+(?=[A-Z`*\[(])|;\s|\n\s*\n|\n\s*[-*\d]+\.? ", prose):
             if len(sentence.split()) > LONGEST_SENTENCE:
                 yield f"sentence of {len(sentence.split())} words: {' '.join(sentence.split())[:70]}"
     text = re.sub(r"\]\([^)]*\)", "]", re.sub(r"``.*?``|`[^`]*`", "`code`", text))

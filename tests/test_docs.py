@@ -47,7 +47,8 @@ HOW = {
     "docs/pretraining.md": "run",
     "docs/probing.md": "run",
     "docs/tutorial.md": "run parsed run run run text file run run run run",
-    "examples/README.md": "parsed parsed text",  # tests/test_examples.py runs the first
+    "benchmarks/history.md": "parsed text",
+    "examples/README.md": "parsed parsed",  # tests/test_examples.py runs the first
 }
 LONG, SLOW = ("docs/finetuning.md",), pytest.mark.slow
 EXPENSIVE = ("app", "demo", "pretrain", "probe", "synth")  # a server, or minutes
