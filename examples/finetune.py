@@ -3,7 +3,7 @@
     python examples/finetune.py examples/finetune_genre.yaml --mode lora --output_dir genre-lora
 
 The same in Python as `music2vec finetune CONFIG.yaml [--name value ...]`. The YAML file sets any field of
-`FinetuneArguments` (docs/finetuning.md); the command line goes before it. `--resume` goes on with a run that was
+`FinetuneArguments` (docs/finetuning.md); the command line overrides it. `--resume` goes on with a run that was
 stopped.
 """
 

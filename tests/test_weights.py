@@ -1,6 +1,7 @@
 """The weights that come with the library: whole, small, loaded by every way, with scores that are theirs."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from music2vec_hf.hub.card import read_scores
 from music2vec_hf.pretraining.arguments import load_recipe
 from music2vec_hf.pretraining.starting import new_learners
 
-TINY = pretrained("tiny")
+TINY, ROOT = pretrained("tiny"), Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +89,17 @@ def test_the_card_has_the_scores_of_these_weights_beside_their_baselines():
     for record in scores["records"]:
         if record["of_model"] and record["metric"] == "accuracy":
             assert f"{record['value']:.3f}" in card
+
+
+def test_the_readme_tells_the_scores_of_the_files():
+    said = (ROOT / "README.md").read_text().split("## Results")[1].split("\n## ")[0]
+    for folder in (TINY, ROOT / "examples" / "results" / "demo"):
+        results = read_results(folder)
+        means = {each["source_kind"]: each["task_mean"] for each in results["averages"]}
+        spectra = max(means[kind] for kind in ("mfcc", "chroma", "mel"))
+        values = [*(means[kind] for kind in ("model", "random-init")), spectra]
+        assert [value for value in values if f"{value:.3f}" not in said] == []
+    for row in ("soundtrack-kept: accuracy", "synthetic-key: weighted key score"):
+        cells = next(line for line in (TINY / "README.md").read_text().splitlines() if line.startswith(f"| {row} |"))
+        ours, random = (cell.split()[0] for cell in cells.split("|")[2:4])
+        assert f"{ours} and {random}" in said, row

@@ -69,7 +69,7 @@ def read_table(path: str | os.PathLike) -> Table:
         try:
             rows = pq.read_table(path).to_pylist()
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} cannot be read ({error}); mend it or take it out of the folder.") from error
+            raise ValueError(f"{path} cannot be read ({error}); correct it or take it out of the folder.") from error
     elif suffix == ".jsonl":
         lines = enumerate(_decode(path).split("\n"), start=1)
         rows = [_json_object(f"{path} line {number}", line) for number, line in lines if line.strip()]

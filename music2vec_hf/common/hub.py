@@ -57,7 +57,7 @@ def explain_hub_errors(name: str | Path, what: str) -> Iterator[None]:
         ) from error
     except StrictDataclassError as error:
         reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-        raise ValueError(f"The config.json of {name} cannot be used ({reason}); mend it or save it again.") from error
+        raise ValueError(f"The config.json of {name} cannot be used ({reason}); correct or save it again.") from error
     except (OSError, HTTPError) as error:
         # An error of the file system itself, such as a full disk, has a number.
         if os.path.isdir(name) or getattr(error, "errno", None) is not None:

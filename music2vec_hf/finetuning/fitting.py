@@ -109,7 +109,7 @@ class FinetuneArguments(TrainingArguments):
 
 
 def parse_arguments(argv: Sequence[str]) -> FinetuneArguments:
-    """`[FILE.yaml] [--name value ...]` -> settings; the command line goes before the file.
+    """`[FILE.yaml] [--name value ...]` -> settings; the command line overrides the file.
 
     Raises ValueError if the file is not YAML or names a setting that does not exist; if a setting cannot be.
     """
