@@ -23,7 +23,7 @@ LEVELS = (
 LIMITS = {
     "top": 1_300,
     "common": 826,
-    "model": 1_920,
+    "model": 1_940,
     "audio": 2_506,
     "corpus": 2_530,
     "synthetic": 880,

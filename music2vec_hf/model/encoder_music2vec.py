@@ -53,6 +53,17 @@ def uniform_by_fan_in(module: nn.Conv1d | nn.Linear) -> None:
     init.uniform_(module.bias, a=-bound, b=bound)
 
 
+class _HalfLayerNorm(nn.LayerNorm):
+    """Under autocast its result has the type of products, as the reference's in half precision: CUDA's autocast would
+    give float32, and so would all that is added to it."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        normalised, device = super().forward(values), values.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return normalised.to(torch.get_autocast_dtype(device))
+        return normalised
+
+
 class Music2VecFeatureProjection(Data2VecAudioFeatureProjection):
     """Front-end features `[B, T, C_conv]` -> the encoder's width, with LayerNorm before and dropout after."""
 
@@ -94,6 +105,9 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
         self.feature_projection = Music2VecFeatureProjection(config)
         self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.encoder = Data2VecAudioEncoder(config)
+        for module in self.encoder.modules():
+            if type(module) is nn.LayerNorm:
+                module.__class__ = _HalfLayerNorm
         self.adapter = None
         self.post_init()
 

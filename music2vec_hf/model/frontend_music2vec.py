@@ -119,9 +119,11 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
         self._built = self._structure()
         self._finish = _norm_and_activation
 
-    def compile(self, dynamic: bool | None = None, **options) -> None:
+    def compile(self, dynamic: bool | None = None) -> None:
         """Let torch.compile speed up what follows the products, for batches of any size by one graph."""
-        self._finish = torch.compile(_norm_and_activation, dynamic=True, **options)
+        # Its backward pass, too, shall keep nothing but what it is given: the activation's slope is computed again.
+        options = {"realize_reads_threshold": 12, "realize_opcount_threshold": 200}
+        self._finish = torch.compile(_norm_and_activation, dynamic=True, options=options)
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         if input_values.ndim != 2 or input_values.shape[1] < self.receptive_field:

@@ -26,7 +26,7 @@ class EMATeacher:
         self.config = model.config
         self.encoder = copy.deepcopy(_encoder_of(model)).float().eval().requires_grad_(False)
         self._half = None
-        self._layer = _layer
+        self._position, self._layer = _position, _layer
 
     def to(self, device) -> "EMATeacher":
         """Move the teacher to `device`; returns itself."""
@@ -37,6 +37,7 @@ class EMATeacher:
     def compile(self) -> "EMATeacher":
         """Let torch.compile speed up its layers, targets included; returns itself."""
         self._layer = torch.compile(_layer, dynamic=False)
+        self._position = torch.compile(_position, dynamic=False)
         return self
 
     def decay(self, step: int) -> float:
@@ -107,7 +108,7 @@ class EMATeacher:
         attention_mask = create_bidirectional_mask(
             config=encoder.config, inputs_embeds=hidden_states, attention_mask=frame_mask
         )
-        hidden_states = encoder.layer_norm(hidden_states + encoder.pos_conv_embed(hidden_states))
+        hidden_states = self._position(encoder.pos_conv_embed, encoder.layer_norm, hidden_states)
         top_k = self.config.average_top_k_layers
         for layer in encoder.layers[:-top_k]:
             hidden_states, _ = self._layer(layer, hidden_states, attention_mask)
@@ -131,6 +132,11 @@ class EMATeacher:
         """Set the weights from [`EMATeacher.state_dict`]; a missing or unknown name is an error."""
         self.encoder.load_state_dict(state_dict, strict=True)
         self._half = None
+
+
+def _position(pos_conv_embed, layer_norm, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The first layer's input `[B, T, C]`."""
+    return layer_norm(hidden_states + pos_conv_embed(hidden_states))
 
 
 def _layer(layer, hidden_states: torch.Tensor, attention_mask, total: torch.Tensor | None = None):

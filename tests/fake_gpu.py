@@ -1,0 +1,206 @@
+"""What test_fake_gpu.py runs in a process that sees a GPU: `python fake_gpu.py` prints what each case did to it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parent / "pretraining"))
+from fake_cuda import Gpu
+from gpu_bytes import OneGpu, one_update
+from toy_model import SIZES
+from toy_run import toy
+
+from music2vec_hf import Music2VecConfig, Music2VecForPreTraining, Music2VecForSequenceClassification, Music2VecModel
+from music2vec_hf.features.embeddings import embed
+from music2vec_hf.finetuning.fitting import WeightedLoss
+from music2vec_hf.model import frontend_music2vec
+from music2vec_hf.model.heads_music2vec import Music2VecForAudioFrameClassification
+from music2vec_hf.pretraining.starting import largest_pass, prepare_training
+from music2vec_hf.probing.probes import ProbeData, ProbeJob, get_search
+from music2vec_hf.probing.training import train_probes
+
+NOISE = np.random.default_rng(0).standard_normal((3, 24_000)).astype(np.float32)
+CONFIG = Music2VecConfig(**SIZES, num_labels=4)
+
+
+def pretraining(gpu: Gpu, **settings) -> dict:
+    """The second of two updates."""
+    recipe = toy(**{"compile": False} | settings)
+    state = prepare_training(recipe, OneGpu(), None)
+    for _ in range(2):
+        with gpu.count(), patch.object(state.optimizer, "zero_grad"):
+            one_update(gpu, recipe, state, 3)
+    gradients = {str(weight.grad.dtype) for weight in state.student.parameters() if weight.grad is not None}
+    return {"gradients": sorted(gradients)}
+
+
+def embedding(gpu: Gpu, **settings) -> dict:
+    """Three tracks of two lengths."""
+    model = Music2VecModel(CONFIG).to("cuda")
+    with gpu.count():
+        found = embed(model, [NOISE[0], NOISE[1], NOISE[2, :16_000]], sampling_rate=16_000, **settings)
+    return {"shapes": [list(np.shape(row)) for row in found]}
+
+
+def head(gpu: Gpu, kind: type, problem_type: str | None, labels, **settings) -> dict:
+    """A step of training, as fine-tuning takes it, and the mode of use."""
+    config = Music2VecConfig(**SIZES, num_labels=4, problem_type=problem_type, **settings)
+    model = kind(config).to("cuda").train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(2):
+        with gpu.count():
+            values, mask = (torch.ones(3, 24_000, device="cuda") for _ in range(2))
+            with torch.autocast("cuda", torch.bfloat16):
+                output = model(values, attention_mask=mask, labels=labels())
+            output.loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.eval()(values)
+            model.train()
+    return {"gradients": sorted({str(weight.grad.dtype) for weight in model.parameters() if weight.grad is not None})}
+
+
+def weighted_loss(gpu: Gpu) -> dict:
+    """The loss that weighs rare classes."""
+    with gpu.count():
+        logits = torch.zeros(3, 4, device="cuda", requires_grad=True)
+        WeightedLoss(torch.ones(4), False)(
+            {"logits": logits}, torch.zeros(3, dtype=torch.long, device="cuda")
+        ).backward()
+    return {}
+
+
+def probes(gpu: Gpu) -> dict:
+    """Probes of all shapes of the search `quick`, for a few steps."""
+    rng, search = np.random.default_rng(0), replace(get_search("quick"), max_steps=20, eval_every=10)
+    features, targets = {"0": rng.standard_normal((40, 8), np.float32)}, rng.integers(0, 4, 40)
+    data = ProbeData(features, targets, features, targets, "single_label_classification", 4, "accuracy")
+    jobs = [ProbeJob("0", settings, 0) for settings in search.settings]
+    with gpu.count():
+        trained = train_probes(jobs, data, search, "cuda")
+    return {"probes": len(trained)}
+
+
+def size_of_a_pass(gpu: Gpu) -> dict:
+    """`max_seconds_per_device: auto`, on a GPU that holds anything."""
+    recipe = toy(compile=False)
+    state = prepare_training(recipe, OneGpu(), None)
+    with gpu.count(), patch("torch.cuda.reset_peak_memory_stats"), patch("torch.random.fork_rng"):
+        rows = largest_pass(recipe, torch.device("cuda"), state.student, state.teacher, 5)
+    return {"rows": rows}
+
+
+def large_batch(gpu: Gpu) -> dict:
+    """A batch whose first layer would have too many elements."""
+    model = Music2VecModel(CONFIG).to("cuda").eval()
+    sizes = []
+    finish = model.feature_extractor._finish
+    model.feature_extractor._finish = lambda frames, *rest: sizes.append(frames.numel()) or finish(frames, *rest)
+    with gpu.count(), torch.no_grad():
+        frames = model.feature_extractor(torch.empty(4, 2**28 - 1000, device="cuda"))
+    return {"rows": len(frames), "largest": max(sizes)}
+
+
+def mask_left_on_the_cpu(gpu: Gpu) -> dict:
+    """A mistake: what is moved with the batch is not."""
+    forward = Music2VecForPreTraining.forward
+
+    def mistaken(student, input_values, mask_time_indices=None, **rest):
+        return forward(student, input_values, mask_time_indices=mask_time_indices.cpu(), **rest)
+
+    with patch.object(Music2VecForPreTraining, "forward", mistaken):
+        return pretraining(gpu)
+
+
+def value_asked_for(gpu: Gpu) -> dict:
+    """A mistake: a look at a value within the update."""
+    finish = frontend_music2vec._norm_and_activation
+
+    def mistaken(frames, *rest):
+        return finish(frames, *rest) * (1.0 if frames.sum().item() else 0.0)
+
+    with patch.object(frontend_music2vec, "_norm_and_activation", mistaken):
+        return pretraining(gpu)
+
+
+def double_precision(gpu: Gpu) -> dict:
+    """A mistake: float64 on the way."""
+    finish = frontend_music2vec._norm_and_activation
+
+    def mistaken(frames, *rest):
+        return finish(frames.double().float(), *rest)
+
+    with patch.object(frontend_music2vec, "_norm_and_activation", mistaken):
+        return pretraining(gpu)
+
+
+def classes():
+    """A class for each of three clips."""
+    return torch.zeros(3, dtype=torch.long, device="cuda")
+
+
+def tags():
+    """Tags of three clips."""
+    return torch.zeros(3, 4, device="cuda")
+
+
+def frame_classes():
+    """A class for each frame of three clips."""
+    return torch.zeros(3, 74, dtype=torch.long, device="cuda")
+
+
+CLIPS = Music2VecForSequenceClassification
+CASES: dict[str, Callable[[Gpu], dict]] = {
+    "pretraining": pretraining,
+    "pretraining bf16": lambda gpu: pretraining(gpu, precision="bf16"),
+    "pretraining fp16": lambda gpu: pretraining(gpu, precision="fp16"),
+    "pretraining tf32": lambda gpu: pretraining(gpu, precision="tf32"),
+    "pretraining bf16 recomputing": lambda gpu: pretraining(gpu, precision="bf16", gradient_checkpointing=True),
+    "pretraining three masks": lambda gpu: pretraining(gpu, precision="bf16", masks_per_crop=3),
+    "pretraining clipping": lambda gpu: pretraining(gpu, max_grad_norm=1.0),
+    "pretraining with spectra": lambda gpu: pretraining(gpu, precision="bf16", acoustic_weight=1.0),
+    "embed": embedding,
+    "embed bf16 frames": lambda gpu: embedding(gpu, precision="bf16", pool="none"),
+    "head of classes": lambda gpu: head(gpu, CLIPS, None, classes),
+    "head of tags, weighted layers": lambda gpu: head(
+        gpu, CLIPS, "multi_label_classification", tags, classifier_layer="weighted", classifier_hidden_size=8
+    ),
+    "head of values, conv": lambda gpu: head(gpu, CLIPS, "regression", tags, classifier_layer="conv"),
+    "head of frames": lambda gpu: head(gpu, Music2VecForAudioFrameClassification, None, frame_classes),
+    "weighted loss": weighted_loss,
+    "probes": probes,
+    "size of a pass": size_of_a_pass,
+    "large batch": large_batch,
+    "a mask left on the CPU": mask_left_on_the_cpu,
+    "a value asked for": value_asked_for,
+    "double precision": double_precision,
+}
+
+
+def main() -> None:
+    """Run the cases, one after the other."""
+    found = {}
+    for name, case in CASES.items():
+        try:
+            with Gpu() as gpu:
+                result = case(gpu)
+        except Exception as error:  # what it is decides the test
+            result = {"error": f"{type(error).__name__}: {error}"[:400]}
+        mixed = {operation.name for operation in gpu.operations if len(operation.devices) > 1}
+        double = {operation.name for operation in gpu.operations if torch.float64 in operation.dtypes}
+        waits = {str(cause): number for cause, number in gpu.waits.items()}
+        found[name] = {**result, "mixed": sorted(mixed), "double": sorted(double), "waits": waits}
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # a GPU that is not there cannot be given back
+
+
+if __name__ == "__main__":
+    main()
