@@ -1,7 +1,7 @@
 """What `mkdocs.yml` adds to the pages of docs/: pages that lie elsewhere in the repository, and the reference.
 
-A page of the repository keeps its path on the site, except that docs/ is the site's root. Links between pages are
-written for the repository, as GitHub shows them, and are rewritten here.
+A page of the repository keeps its path on the site, except that docs/ is the site's root, and README.md its first
+page. Links between pages are written for the repository, as GitHub shows them, and are rewritten here.
 """
 
 import ast
@@ -57,13 +57,13 @@ def command_reference() -> str:
 
 
 def python_reference() -> str:
-    """Every module with public names (`__all__`), by wing; the docstrings come from mkdocstrings."""
+    """Every module with public names (`__all__`), by folder; the docstrings come from mkdocstrings."""
     parts, heading = ["# Python\n"], None
-    for path in sorted((ROOT / "music2vec_hf").rglob("*.py"), key=lambda path: (len(path.parts), path)):
+    for path in sorted((ROOT / "music2vec_hf").glob("*/**/*.py")):
         names = public_names(path)
         if names and path.name != "__init__.py":
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            wing = module.split(".")[1] if module.count(".") > 1 else "top"
+            wing = module.split(".")[1]
             if wing != heading:
                 heading = wing
                 parts.append(f"## {wing}\n")

@@ -202,7 +202,7 @@ def test_no_or_several_audio_columns_are_refused_with_their_names(audio, tmp_pat
 def test_what_is_no_corpus_is_refused(audio, tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "music", audio)
     make_parquet(folder / "x.parquet", audio)
-    with pytest.raises(ValueError, match=r"several kinds \(parquet, audiofolder\); name a folder with files of one"):
+    with pytest.raises(ValueError, match=r"several kinds \(parquet, audiofolder\)\. Name one kind by a glob"):
         load_corpus(folder)
     assert len(load_corpus(f"{folder}/*.flac")) == 2
     assert len(load_corpus(folder / "x.parquet")) == 5
