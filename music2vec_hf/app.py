@@ -20,16 +20,19 @@ from music2vec_hf.app_view import show_answer, show_error, show_introduction
 from music2vec_hf.common.files import printable
 
 _STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("app.css", "app.js"))
+_LOOPBACK = "localhost,127.0.0.1"
 
 
 def serve(listener: Listener, host: str = "127.0.0.1", port: int | None = None) -> None:
     """Serve the page until Ctrl-C or SIGTERM; the arguments are those of [`served`]."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with served(listener, host, port) as address:
-        print(f"{listener.name} listens at {address} (Ctrl-C ends it)", flush=True)
-        with suppress(KeyboardInterrupt):
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with served(listener, host, port) as address, suppress(KeyboardInterrupt):
+            print(f"{listener.name} listens at {address} (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -43,9 +46,13 @@ def served(listener: Listener, host: str = "127.0.0.1", port: int | None = None)
     Raises:
         ValueError: if gradio is not installed; OSError if the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="music2vec-app-", ignore_cleanup_errors=True) as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(uploads)
-        page = make_page(listener)
+    direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), _LOOPBACK, host)))
+    with (
+        tempfile.TemporaryDirectory(prefix="music2vec-app-", ignore_cleanup_errors=True) as uploads,
+        # gradio asks its own server whether it is up, which no proxy can tell.
+        _environment(GRADIO_TEMP_DIR=os.path.realpath(uploads), NO_PROXY=direct, no_proxy=direct),
+    ):
+        page = make_page(listener)  # its parts keep their files where the environment says
         try:
             _, address, _ = page.launch(
                 server_name=host,
@@ -66,7 +73,20 @@ def served(listener: Listener, host: str = "127.0.0.1", port: int | None = None)
             yield address
         finally:
             page.close(verbose=False)
-            del os.environ["GRADIO_TEMP_DIR"]
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables of the environment during the block."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def make_page(listener: Listener):

@@ -53,6 +53,7 @@ class Answer:
         timeline (`list[dict]`): `start`, `end` (seconds) and `scores`, label -> score, of each window.
         similar (`list[tuple[str, float]]`, *optional*): path and cosine, the nearest first; None without a library.
         is_share (`bool`): scores lie between 0 and 1; False for regression.
+        is_exclusive (`bool`): one label excludes the others, as a genre does and a tag does not.
         cells (`list[tuple[float, np.ndarray]]`): start (seconds) and mean frame `[C]` of short pieces of the song.
     """
 
@@ -63,6 +64,7 @@ class Answer:
     timeline: list[dict] = field(default_factory=list)
     similar: list[tuple[str, float]] | None = None
     is_share: bool = True
+    is_exclusive: bool = True
     cells: list[tuple[float, np.ndarray]] = field(default_factory=list)
 
 
@@ -173,6 +175,7 @@ class Listener:
         with self.head.model.register_forward_pre_hook(count):
             found = self.head(song, top_k=None, return_timeline=True, window_seconds=self.window_seconds)
         answer.is_share = config.problem_type != "regression"
+        answer.is_exclusive = answer.is_share and config.problem_type != "multi_label_classification"
         answer.labels = [(each["label"], each["score"]) for each in found["labels"]]
         for window in found["timeline"]:
             scores = {each["label"]: each["score"] for each in window["labels"]}

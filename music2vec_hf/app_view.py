@@ -74,10 +74,10 @@ def _label_rows(answer: Answer) -> list[dict]:
 
 
 def _best_labels(answer: Answer) -> list[dict]:
-    """Stretches of the song with one best label; none for regression, whose labels do not compete."""
+    """Stretches of the song with one best label; none for tags and values, which do not compete."""
     colours = dict(zip([label for label, _ in answer.labels], _COLOURS, strict=False))
     stretches: list[dict] = []
-    for window in answer.timeline if answer.is_share else ():
+    for window in answer.timeline if answer.is_exclusive else ():
         label = max(window["scores"], key=window["scores"].get)
         if stretches and stretches[-1]["label"] == label:
             stretches[-1]["end"] = window["end"]

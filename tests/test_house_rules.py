@@ -21,7 +21,7 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 1_300,
+    "top": 1_325,
     "common": 826,
     "model": 1_940,
     "audio": 2_506,

@@ -1,6 +1,9 @@
 """The page of `music2vec app`: what it tells of a song, its sentences, and that nothing is kept."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,7 @@ def test_a_head_gives_labels_over_time(kind, models, music):
     page = show_answer("song.wav", answer, listener)
     assert "from its layer 2" in page and "has no labels" not in page
     assert "&lt;b&gt;loud" in page and "<b>loud" not in page
-    assert page.count("m2v-row") == (3 if kind == "regression" else 4)
+    assert page.count("m2v-row") == (4 if kind == "single_label_classification" else 3)
     assert answer.is_share == (kind != "regression")
 
 
@@ -99,6 +102,12 @@ def test_a_mistake_is_one_sentence(words, sentence, models, library, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_without_gradio_the_sentence_names_the_extra(models, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", str(models / "plain")]) == 1
+    assert "music2vec: The page needs gradio: pip install 'music2vec_hf[app]'." in capsys.readouterr().err
+
+
 def test_the_introduction_states_the_limits(models):
     page = show_introduction(Listener(models / "plain", limits=Limits(max_megabytes=7, max_minutes=2.5)))
     assert "at most 7 MB and 2.5 minutes" in page
@@ -152,3 +161,41 @@ def test_the_page_names_nothing_elsewhere(page):
     assert "fonts.googleapis" not in text and "cdnjs" not in text
     config = httpx.get(f"{page}config").json()
     assert config["analytics_enabled"] is False and config["run_history"] is False
+
+
+def test_a_port_that_is_taken_is_one_sentence(page, models, capsys):
+    port = page.rstrip("/").rpartition(":")[2]
+    assert main(["app", str(models / "plain"), "--port", port]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("music2vec:")]
+    assert len(said) == 1 and port in said[0]
+
+
+def test_a_proxy_is_not_asked_for_what_is_here(models, monkeypatch):
+    """And the environment is as it was when the server has ended."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'music2vec_hf[app]'")
+    import httpx
+
+    from music2vec_hf.app import served
+
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    before = dict(os.environ)
+    with served(Listener(models / "plain")) as address:
+        assert httpx.get(address).status_code == 200
+        uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+        assert uploads.is_dir() and os.environ["NO_PROXY"].startswith("example.org,localhost,")
+    assert dict(os.environ) == before and not uploads.exists()
+
+
+@pytest.mark.slow  # a process that imports torch
+def test_a_server_that_is_stopped_leaves_nothing(models, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'music2vec_hf[app]'")
+    words = [sys.executable, "-m", "music2vec_hf", "app", str(models / "plain")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert "plain listens at http://127.0.0.1:" in server.stdout.readline()
+        assert list(tmp_path.glob("music2vec-app-*"))
+        server.terminate()
+    assert server.returncode == 0 and not list(tmp_path.glob("music2vec-app-*"))
