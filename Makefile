@@ -18,22 +18,17 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# All that only a GPU can say about speed, memory and precision; each writes its file under benchmarks/results/.
+# All that only a GPU can say about speed, memory and precision, in at most a quarter of an hour: what to do next stands
+# at the end of gpu.md. Each writes its file under benchmarks/results/.
 bench-gpu: $(STAMP)
 	@$(BIN)/python -c "import torch; torch.cuda.is_available() or \
 		exit('make bench-gpu: there is no CUDA GPU here, or torch does not see it; nothing was run.')"
-	$(BIN)/python benchmarks/pretrain_step.py --device cuda --precision bf16 --rows 47 \
+	$(BIN)/python benchmarks/gpu.py --limit 420 --output $(RESULTS)/gpu.md
+	$(BIN)/python benchmarks/pretrain_step.py --device cuda --precision bf16 --compile --rows 47 \
 		--output $(RESULTS)/pretrain_step_gpu_bf16.md
-	$(BIN)/python benchmarks/pretrain_step.py --device cuda --precision fp32 --rows 47 \
-		--output $(RESULTS)/pretrain_step_gpu_fp32.md
-	$(BIN)/python benchmarks/loss_curves.py --device cuda --output $(RESULTS)/loss_curves_gpu.md
 	$(BIN)/python benchmarks/memory.py --device cuda --output $(RESULTS)/memory_gpu.md
 	$(BIN)/python benchmarks/embed.py --device cuda --clips 20 --output $(RESULTS)/embed_gpu.md
 	$(BIN)/python benchmarks/probe.py --device cuda --output $(RESULTS)/probe_gpu.md
-
-# The pages, with a reference made from docstrings and --help, into site/; a broken link is an error.
-docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

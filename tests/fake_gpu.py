@@ -1,7 +1,6 @@
 """What test_fake_gpu.py runs in a process that sees a GPU: `python fake_gpu.py` prints what each case did to it."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent / "pretraining"))
 from fake_cuda import Gpu
+from gpu import Course, report
 from gpu_bytes import OneGpu, one_update
+from torch.profiler import ProfilerActivity
 from toy_model import SIZES
 from toy_run import toy
 
@@ -109,6 +110,17 @@ def large_batch(gpu: Gpu) -> dict:
     return {"rows": len(frames), "largest": max(sizes)}
 
 
+def course_of_measurements(gpu: Gpu) -> dict:
+    """All of `make bench-gpu`'s own measurements, at toy size; what torch.compile makes is counted elsewhere."""
+    settings = SIZES | {"num_hidden_layers": 2, "average_top_k_layers": 2}
+    course = Course(settings=settings, counting=gpu.count, pairs=1, rows=(2,))
+    accelerator = patch("pretrain_step.Accelerator", lambda **settings: OneGpu())
+    with accelerator, patch("torch.compile", lambda function, **options: function):
+        text = report(course, 989e12, [ProfilerActivity.CPU])
+    ended = Course(limit_s=0.0, settings=settings, counting=gpu.count, rows=(2,))
+    return {"page": text, "ended": report(ended, 989e12, [])}
+
+
 def mask_left_on_the_cpu(gpu: Gpu) -> dict:
     """A mistake: what is moved with the batch is not."""
     forward = Music2VecForPreTraining.forward
@@ -179,6 +191,7 @@ CASES: dict[str, Callable[[Gpu], dict]] = {
     "probes": probes,
     "size of a pass": size_of_a_pass,
     "large batch": large_batch,
+    "course of measurements": course_of_measurements,
     "a mask left on the CPU": mask_left_on_the_cpu,
     "a value asked for": value_asked_for,
     "double precision": double_precision,
@@ -198,8 +211,7 @@ def main() -> None:
         double = {operation.name for operation in gpu.operations if torch.float64 in operation.dtypes}
         waits = {str(cause): number for cause, number in gpu.waits.items()}
         found[name] = {**result, "mixed": sorted(mixed), "double": sorted(double), "waits": waits}
-    print(json.dumps(found), flush=True)
-    os._exit(0)  # a GPU that is not there cannot be given back
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,16 @@ def test_a_size_is_found_without_reserving_more_than_there_is(cases):
     assert cases["size of a pass"]["rows"] == 5
 
 
+def test_the_benchmarks_of_a_gpu_run_to_their_last_page(cases):
+    page, ended = (cases["course of measurements"][name] for name in ("page", "ended"))
+    assert page.count("| bf16 | yes | 2 |") == page.count("| tf32 | no | 2 |") == page.count("| fp32 | yes | 2 |") == 1
+    for wanted in ("| front end |", "| grouped convolution |", "## What to do next\n\n- Train with `--precision"):
+        assert wanted in page
+    assert "Not measured" not in page
+    for what in ("bf16, compiled, 2 crops", "the parts", "the kernels", "the positional convolution"):
+        assert f"- Not measured, for lack of time: {what}." in ended
+
+
 @pytest.mark.parametrize(
     ("mistake", "seen"),
     [

@@ -177,6 +177,9 @@ class Gpu:
             stack.enter_context(patch.object(nn.Module, "to", lambda *to, **how: gpu._move(move, *to, **how)))
             stack.enter_context(patch.object(torch, "compile", self._compile))
             stack.enter_context(patch.object(FakeTensor, "tolist", lambda tensor: gpu.answer("tolist", tensor)))
+            # Copies of tensors belong to the same GPU; copied weak references would be freed twice.
+            share = patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
+            stack.enter_context(share)
             # Tensors without data are no plain ones; the GPU's will be.
             stack.enter_context(patch.object(frontend_music2vec, "_is_plain_call", lambda values: True))
             stack.enter_context(patch.object(encoder, "_is_as_built", lambda module: True))
