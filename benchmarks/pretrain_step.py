@@ -43,6 +43,8 @@ SIZES = {
     },
 }
 
+DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+
 
 class Silent:
     """The monitor of the loop on a step that is not logged."""
@@ -262,6 +264,7 @@ def report(args) -> str:
         max_steps=100_000,
         layerdrop=0.0,  # it makes updates cost differently by chance
         compile=args.compile,
+        **(dict.fromkeys(DROPOUTS, 0.0) if args.no_dropout else {}),
         **SIZES[args.size],
     )
     config = recipe.model_config()
@@ -283,7 +286,8 @@ def report(args) -> str:
     ratios = [slow / fast for slow, fast in zip(times["plain"], times["ours"], strict=True)]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads, CPU"
     lines = [
-        f"{args.size}, {args.rows} crops of 5 s an update, {precision}{', ours compiled' if args.compile else ''}, "
+        f"{args.size}, {args.rows} crops of 5 s an update, {precision}{', ours compiled' if args.compile else ''}"
+        f"{', without dropout' if args.no_dropout else ''}, "
         f"{name}, {platform.system()}, "
         f"torch {version('torch')}, transformers {version('transformers')}",
         "",
@@ -323,6 +327,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2, help="crops of 5 s in an update (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser.add_argument("--no-dropout", action="store_true", help="of any kind: what is left is not our cheap dropout")
     parser.add_argument("--output", help="Markdown file to write")
     args = parser.parse_args()
     torch.manual_seed(0)

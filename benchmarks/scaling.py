@@ -25,7 +25,9 @@ from music2vec_hf.pretraining.arguments import load_recipe
 from music2vec_hf.pretraining.loop import accumulate, optimise
 from music2vec_hf.pretraining.starting import count_micro_steps, make_accelerator, prepare_training
 
-PEAK, REACHED = 989e12, 0.45  # dense bf16 of an H100 or H200, and the share of it that training is taken to reach
+# Dense bf16 of an H100 or H200, and the share of it that is left where bytes and products do not overlap: computed by
+# benchmarks/gpu_bytes.py, not measured.
+PEAK, REACHED = 989e12, 0.37
 NVLINK = 450e9  # bytes a second each way, nominal
 NETWORKS_GBIT = (400, 100, 25)  # of a host, each way
 MICRO_STEPS = (1, 2)
