@@ -29,7 +29,7 @@ LIMITS = {
     "synthetic": 880,
     "features": 1_786,
     "pretraining": 1_620,
-    "finetuning": 560,
+    "finetuning": 565,
     "probing": 3_865,
     "hub": 1_390,
 }

@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, HfArgumentParser
 from transformers.trainer_utils import get_last_checkpoint
 
 from music2vec_hf.audio.labels import CLASSES, TAGS, VALUES, Labels, find_labels
+from music2vec_hf.common.computing import check_gpu
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import get_metric, scorable_tags
 from music2vec_hf.common.weights import model_source
@@ -278,6 +279,8 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
     Raises:
         ValueError: if the settings, the corpus, its labels or the model cannot be used, in one sentence.
     """
+    if not args.use_cpu:
+        check_gpu()
     output = Path(args.output_dir)
     checkpoint = get_last_checkpoint(output) if output.is_dir() else None
     if not args.resume and (checkpoint or (output / "config.json").exists()):
@@ -314,10 +317,7 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
 
 
 def finetune_from_yaml(argv: Sequence[str]) -> str:
-    """Fine-tune by `CONFIG.yaml [--name value ...]`, see [`parse_arguments`]: the verb `music2vec finetune`.
-
-    Returns the scores and where the model is, in lines for a person. Raises as [`parse_arguments`] and [`finetune`].
-    """
+    """The verb `music2vec finetune`: [`finetune`] by [`parse_arguments`]; scores and folder, in lines for a person."""
     args = parse_arguments(argv)
     lines = [f"{name:<28}{value:.4f}" for name, value in finetune(args).items()]
     return "\n".join([*lines, f"The model is in {args.output_dir}."])

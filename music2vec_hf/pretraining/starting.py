@@ -27,7 +27,7 @@ from music2vec_hf.pretraining.checkpoints import TrainingState, load_training_st
 from music2vec_hf.pretraining.dropout import make_dropout_cheap
 from music2vec_hf.pretraining.schedules import ReferenceAdam
 
-_INIT_STREAM, _DROPOUT_STREAM = (4, 3, 0, 0), 8  # beside those of corpus/crops.py and corpus/batches.py
+_DROPOUT_STREAM, _INIT_STREAM = 4, 8  # beside those of corpus/crops.py and corpus/batches.py
 _FIRST_LOSS_SCALE = 128.0  # the reference's, for fp16
 _SECONDS_WITHOUT_TRYING = 237.5  # the reference's forward pass of 3.8 M samples
 _HEADROOM = 0.1  # share of a GPU's memory that a pass leaves free
@@ -78,7 +78,7 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
 
 def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> TrainingState:
     """The state of a run: new from the recipe, or from a checkpoint."""
-    torch.manual_seed(_seed_of(recipe.seed, *_INIT_STREAM))
+    torch.manual_seed(_seed_of(recipe.seed, _INIT_STREAM))
     if checkpoint is None:
         student, teacher = new_learners(recipe)
     else:

@@ -48,7 +48,7 @@ def test_without_ray_one_sentence_says_so(source, tmp_path, monkeypatch):
         return imported(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_ray)
-    with pytest.raises(ValueError, match=r"not installed: `pip install music2vec_hf\[cluster\]`"):
+    with pytest.raises(ValueError, match=r"not installed: `pip install 'music2vec_hf\[cluster\]'`"):
         prepare_corpus(source, tmp_path / "out", engine="ray", progress=False)
     with pytest.raises(ValueError, match="There is no engine 'dask'; use one of processes, ray"):
         prepare_corpus(source, tmp_path / "out", engine="dask", progress=False)

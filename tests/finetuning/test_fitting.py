@@ -12,6 +12,7 @@ from transformers import AutoModelForAudioClassification, TrainerCallback, pipel
 
 import music2vec_hf.finetuning.fitting as fitting
 from music2vec_hf import Music2VecForSequenceClassification
+from music2vec_hf.common import computing
 from music2vec_hf.finetuning.fitting import WeightedLoss, choose_trained, finetune, make_optimizer
 from music2vec_hf.synthetic.generator import load_synthetic_labels
 
@@ -89,6 +90,12 @@ def test_two_learning_rates(settings, tiny_config):
     assert by_tensor[id(layer.feed_forward.output_dense.weight)]["weight_decay"] == 0.1
     assert by_tensor[id(layer.layer_norm.weight)]["weight_decay"] == 0.0
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(computing, "_GPU", tmp_path)
+    with pytest.raises(ValueError, match="torch cannot use it"):
+        finetune(settings(use_cpu=False))
 
 
 class Kill(TrainerCallback):

@@ -27,7 +27,7 @@ def test_it_probes_and_changes_nothing(labelled_corpus, whole_run, toy_corpus, t
     recipe = toy(probe_corpus=str(labelled_corpus), probe_label="register", probe_every=3)
     records = read_records(pretrain(recipe, toy_corpus, tmp_path / "probed"))
     bar = next(line for line in reversed(re.split("[\r\n]", capsys.readouterr().err)) if "pretraining:" in line)
-    after = r"6/6 \[\S+ gone, 00:00 left, .*audio s/s, probe [01]\.\d+ \(chance 0.5\d+\) at 6, checkpoint-6\]"
+    after = r"6/6 \[\S+ gone, 00:00 left, .*audio s/s, probe [01]\.\d+ \(chance 0\.\d+\) at 6, checkpoint-6\]"
     assert re.search(after, bar), bar
     probed = [record for record in records if "probe_knn" in record]
     assert [record["step"] for record in probed] == [3, 6]
