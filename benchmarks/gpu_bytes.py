@@ -12,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from fake_cuda import Gpu, missing, run_again
+from fake_cuda import missing, run_again
+from fake_cuda.counting import Gpu
 from pretrain_step import Silent, counted_by_hand
 
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe

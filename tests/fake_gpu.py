@@ -1,4 +1,4 @@
-"""What test_fake_gpu.py runs in a process that sees a GPU: `python fake_gpu.py` prints what each case did to it."""
+"""What test_fake_gpu.py runs in a process that sees a GPU: `python fake_gpu.py [CASE...]` prints what each did."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent / "pretraining"))
-from fake_cuda import Gpu
+from fake_cuda.counting import Gpu
 from gpu import Course, report
 from gpu_bytes import OneGpu, one_update
 from torch.profiler import ProfilerActivity
@@ -169,6 +169,7 @@ def frame_classes():
     return torch.zeros(3, 74, dtype=torch.long, device="cuda")
 
 
+SLOW = "course of measurements"
 CLIPS = Music2VecForSequenceClassification
 CASES: dict[str, Callable[[Gpu], dict]] = {
     "pretraining": pretraining,
@@ -191,7 +192,7 @@ CASES: dict[str, Callable[[Gpu], dict]] = {
     "probes": probes,
     "size of a pass": size_of_a_pass,
     "large batch": large_batch,
-    "course of measurements": course_of_measurements,
+    SLOW: course_of_measurements,
     "a mask left on the CPU": mask_left_on_the_cpu,
     "a value asked for": value_asked_for,
     "double precision": double_precision,
@@ -199,9 +200,10 @@ CASES: dict[str, Callable[[Gpu], dict]] = {
 
 
 def main() -> None:
-    """Run the cases, one after the other."""
+    """Run the cases that are named, by default all but the slow one, one after the other."""
     found = {}
-    for name, case in CASES.items():
+    names = sys.argv[1:] or [name for name in CASES if name != SLOW]
+    for name, case in ((name, CASES[name]) for name in names):
         try:
             with Gpu() as gpu:
                 result = case(gpu)

@@ -75,8 +75,11 @@ def test_a_size_is_found_without_reserving_more_than_there_is(cases):
     assert cases["size of a pass"]["rows"] == 5
 
 
-def test_the_benchmarks_of_a_gpu_run_to_their_last_page(cases):
-    page, ended = (cases["course of measurements"][name] for name in ("page", "ended"))
+@pytest.mark.slow
+def test_the_benchmarks_of_a_gpu_run_to_their_last_page(run_with_gpu):
+    name = "course of measurements"
+    printed = json.loads(run_with_gpu(ROOT / "tests" / "fake_gpu.py", name).splitlines()[-1])[name]
+    page, ended = printed["page"], printed["ended"]
     assert page.count("| bf16 | yes | 2 |") == page.count("| tf32 | no | 2 |") == page.count("| fp32 | yes | 2 |") == 1
     for wanted in ("| front end |", "| grouped convolution |", "## What to do next\n\n- Train with `--precision"):
         assert wanted in page
