@@ -30,6 +30,10 @@ bench-gpu: $(STAMP)
 	$(BIN)/python benchmarks/embed.py --device cuda --clips 20 --output $(RESULTS)/embed_gpu.md
 	$(BIN)/python benchmarks/probe.py --device cuda --output $(RESULTS)/probe_gpu.md
 
+# The pages, with a reference made from docstrings and --help, into site/; a broken link is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

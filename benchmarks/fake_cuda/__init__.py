@@ -1,9 +1,9 @@
 """CUDA tensors without data and without a GPU: what a program on them does is counted, nothing is computed.
 
-[`environment`] makes, with a C++ compiler, what a process must be started with; inside of it [`fake_cuda.counting.Gpu`] is
-the GPU. It counts operations, the bytes that they read and write, mixed devices and types, and the waits: where the
-program asks for a value, or copies from pageable memory, before it goes on. It cannot say how fast a kernel is, or that
-a number is right.
+[`environment`] makes, with a C++ compiler, what a process must be started with; inside of it
+[`fake_cuda.counting.Gpu`] is the GPU. It counts operations, the bytes that they read and write, mixed devices and
+types, and the waits: where the program asks for a value, or copies from pageable memory, before it goes on. It cannot
+say how fast a kernel is, or that a number is right.
 """
 
 import os
