@@ -16,6 +16,15 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
+# Put before a program: a process in which this library is not installed.
+BLOCKER = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "music2vec_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Blocker())
+"""
 LARGE = (".safetensors", ".bin", ".parquet", ".flac", ".wav", ".tar")
 
 

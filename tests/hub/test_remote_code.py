@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hub_server import TOKEN
+from hub_server import BLOCKER, TOKEN
 from toy_model import SIZES
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
 from transformers.models.auto import modeling_auto
@@ -24,14 +24,6 @@ from music2vec_hf import (
 from music2vec_hf.hub.push import make_publication, with_remote_code
 
 NAMES = ("student", "tagger")
-BLOCKER = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "music2vec_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, Blocker())
-"""
 
 # What somebody runs who has transformers alone. Results go to files.
 STRANGER = """

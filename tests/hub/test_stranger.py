@@ -5,20 +5,12 @@ import re
 import pytest
 import soundfile
 import yaml
-from hub_server import TOKEN
+from hub_server import BLOCKER, TOKEN
 
 from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.report import write_report
 
 REPO = "someone/stranger"
-BLOCKER = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "music2vec_hf":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, Blocker())
-"""
 COMMAND = "import sys; from music2vec_hf.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
