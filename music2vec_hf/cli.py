@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, more = parser.parse_known_args(argv)
     values = dict(vars(args))
     function = values.pop("verb")
-    if function in (pretrain, finetune):
+    if function in (pretrain, distill, finetune):
         values["more"] = more
     elif more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -59,6 +59,11 @@ def _layers(text: str) -> list[str] | None:
 
 
 _NUM_PROC = arg("--num-proc", "processes", default=os.cpu_count() or 1)
+_RUN = (
+    arg("--corpus", "prepared corpus, other audio or Hub id", required=True),
+    arg("--output", "folder of the run", required=True),
+    arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
+)
 _DEVICE = arg("--device", "to compute on", default="auto", choices=_DEVICES)
 _PRECISION = arg("--precision", "auto: bf16 where the hardware multiplies it", default="fp32", choices=PRECISIONS)
 _TRUST = arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
@@ -174,12 +179,7 @@ def recipes(name) -> None:
     print(load_recipe(name).to_yaml() if name else titles, end="")
 
 
-@verb(
-    arg("--recipe", "name, or YAML file of differences", default="crop5s"),
-    arg("--corpus", "prepared corpus, other audio or Hub id", required=True),
-    arg("--output", "folder of the run", required=True),
-    arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
-)
+@verb(arg("--recipe", "name, or YAML file of differences", default="crop5s"), *_RUN)
 def pretrain(recipe, corpus, output, resume, more) -> None:
     """Pretrain a model; run it as `accelerate launch -m music2vec_hf pretrain ...`.
 
@@ -189,6 +189,24 @@ def pretrain(recipe, corpus, output, resume, more) -> None:
     from music2vec_hf.pretraining.loop import pretrain
 
     pretrain(load_recipe(recipe, **read_overrides(more)), corpus, output, resume)
+
+
+@verb(
+    arg("MODEL", "the teacher: tiny, or folder or Hub id of any audio encoder", type=model_source),
+    arg("--recipe", "the student: name, or YAML file of differences", default="small"),
+    *_RUN,
+    _TRUST,
+)
+def distill(model, recipe, corpus, output, resume, trust_remote_code, more) -> None:
+    """Teach a small model the layers of a larger one; run it as `accelerate launch -m music2vec_hf distill ...`.
+
+    Any value of the recipe can be given as --key value; those that begin with distill_ say what is learned.
+    """
+    from music2vec_hf.pretraining.arguments import load_recipe
+    from music2vec_hf.pretraining.loop import pretrain
+
+    values = {"distill_trust_remote_code": trust_remote_code, **read_overrides(more), "distill_from": model}
+    pretrain(load_recipe(recipe, **values), corpus, output, resume)
 
 
 @verb(arg("CONFIG.yaml", "settings, one `key: value` per line", dest="config"))
@@ -310,14 +328,7 @@ def probe(model, task, data, output, baselines, layers, device, **settings) -> N
 @verb(
     arg("RESULTS", "results.json files, pretraining runs, folders of either; or tiny", nargs="+", type=model_source),
     arg("--output", "folder of report.html", required=True),
-    arg(
-        "--watch",
-        "write it again so often until the runs are over (60)",
-        nargs="?",
-        const=60.0,
-        type=float,
-        metavar="SECONDS",
-    ),
+    arg("--watch", "write it again every WATCH seconds until runs are over (60)", nargs="?", const=60.0, type=float),
 )
 def report(results, output, watch) -> None:
     """Table, figures and HTML page from results and pretraining runs, also while a run goes on."""

@@ -40,6 +40,7 @@ HOW = {
     "docs/app.md": "parsed",
     "docs/architecture.md": "text",
     "docs/corpus.md": "parsed run parsed parsed parsed parsed parsed hub run run",
+    "docs/distillation.md": "parsed",
     "docs/embeddings.md": "run run",
     "docs/finetuning.md": "file run run",
     "docs/heads.md": "run run",

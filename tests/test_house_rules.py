@@ -21,14 +21,14 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 1_325,
+    "top": 1_335,
     "common": 826,
     "model": 1_940,
     "audio": 2_506,
     "corpus": 2_530,
     "synthetic": 880,
     "features": 1_786,
-    "pretraining": 1_620,
+    "pretraining": 1_875,
     "finetuning": 565,
     "probing": 3_865,
     "hub": 1_390,

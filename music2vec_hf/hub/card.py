@@ -272,6 +272,7 @@ def _run_rows(run: Mapping) -> list[tuple]:
     recipe = markdown_code(run["recipe"]) + (f" with {differences}" if differences else "")
     rows = [
         ("recipe", Markdown(recipe)),
+        *([("distilled from", run["teacher"])] if "teacher" in run else []),
         ("audio per optimiser step", f"{run['audio_seconds_per_step']:g} s"),
         ("optimiser steps", "not recorded" if run["steps"] is None else run["steps"]),
     ]

@@ -93,7 +93,7 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
 
     # Heads are left behind on purpose when the encoder alone is loaded.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(final_proj|acoustic_head|classifier|projector|pooling_query)\.",
+        r"^(final_proj|acoustic_head|distillation_heads|classifier|projector|pooling_query)\.",
         r"^(feature_mean|feature_std|layer_weights)$",
     ]
 

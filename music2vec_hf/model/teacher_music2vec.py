@@ -22,6 +22,8 @@ class EMATeacher:
     Source: fairseq `modules/ema_module.py` and `examples/data2vec/models/data2vec_audio.py` at 3d262bb2.
     """
 
+    checkpoint_name = "teacher.safetensors"
+
     def __init__(self, model):
         self.config = model.config
         self.encoder = copy.deepcopy(_encoder_of(model)).float().eval().requires_grad_(False)

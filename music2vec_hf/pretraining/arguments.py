@@ -78,6 +78,14 @@ class Recipe:
     seed: int = _setting(1, "of everything random", 0, 2**32 - 1)
     precision: str = _setting("auto", "auto: bf16 where the device has it", choices=PRECISIONS)
     init_from: str | None = _setting(None, "folder or Hub id of a model to start from instead of random weights")
+    distill_from: str | None = _setting(None, "folder or Hub id of a frozen teacher: distillation", machine=True)
+    distill_layers: list[str | int] = field(default_factory=list)  # the teacher's, a head each; none: its top layers
+    distill_top_k: int = _setting(8, "without distill_layers: top layers whose normalised mean is learned", 1, 1000)
+    distill_cosine: float = _setting(1.0, "weight of the cosine distance", 0.0, 1e6)
+    distill_l1: float = _setting(1.0, "weight of the mean absolute difference", 0.0, 1e6)
+    distill_crops: str = _setting("both", "how the student hears them", choices=("whole", "masked", "both"))
+    distill_init: bool = _setting(True, "start from the teacher's weights of the same name and shape")
+    distill_trust_remote_code: bool = _setting(False, "run the teacher's own Python code", machine=True)
     model: Music2VecConfig = field(default_factory=Music2VecConfig)
     masks_per_crop: int = _setting(1, "masked views of a crop, which share front end and teacher", 1, 1000)
     max_seconds_per_device: float | str = _setting(237.5, "audio in a pass; auto: what fits", 0.1, 1e7, machine=True)
@@ -123,6 +131,13 @@ class Recipe:
                 f"`mask_dropout` is {self.mask_dropout}, which can show all {self.mask_time_length} frames of a span "
                 "again. Use a smaller share."
             )
+        if self.distill_from and self.init_from:
+            raise ValueError(
+                f"`init_from` is {self.init_from} in a distillation, whose student starts from its teacher. Leave it "
+                "out, and set `distill_init` to false for random weights."
+            )
+        if self.distill_from and self.distill_cosine == self.distill_l1 == 0:
+            raise ValueError("`distill_cosine` and `distill_l1` are both 0. Give one of them a weight.")
         if self.batch_seconds < self.crop_seconds:
             raise ValueError(
                 f"`batch_seconds` is {self.batch_seconds} but one crop has {self.crop_seconds} s. Use a batch of at "

@@ -37,7 +37,8 @@ class TrainingState:
     """What a run consists of between two steps.
 
     Args:
-        student, teacher, optimizer: the learners.
+        student, teacher, optimizer: the learners; of a distillation [`Music2VecForDistillation`] and
+            [`FrozenTeacher`].
         scaler (`torch.amp.GradScaler`): of the loss in fp16; passes everything through in other precisions.
         step (`int`): steps done, skipped ones included.
         skipped (`int`): steps whose update was not finite and therefore left out.
@@ -96,7 +97,7 @@ def save_checkpoint(output: Path, state: TrainingState, recipe: Recipe) -> Path:
 def _write(folder: Path, state: TrainingState, recipe: Recipe) -> None:
     save_model(folder, state.student)
     teacher = {name: tensor.contiguous() for name, tensor in state.teacher.state_dict().items()}
-    save_file(teacher, folder / "teacher.safetensors")
+    save_file(teacher, folder / state.teacher.checkpoint_name)
     torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
     counts = {name: getattr(state, name) for name in _COUNTS}
     content = {**counts, "scaler": state.scaler.state_dict(), "recipe": recipe.to_dict()}
@@ -148,7 +149,7 @@ def check_checkpoint(checkpoint: Path, recipe: Recipe) -> None:
 def load_training_state(checkpoint: Path, state: TrainingState) -> None:
     """Set teacher, optimiser, scaler and counts from a checkpoint; the student is loaded before they are made."""
     content = read_json(checkpoint / "trainer_state.json")
-    state.teacher.load_state_dict(load_file(checkpoint / "teacher.safetensors"))
+    state.teacher.load_state_dict(load_file(checkpoint / state.teacher.checkpoint_name))
     state.optimizer.load_state_dict(torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(content["scaler"])
@@ -179,6 +180,7 @@ def write_run_record(
     content = {
         "recipe": name,
         "differences": differences,
+        **({"teacher": _without_path(recipe.distill_from)} if recipe.distill_from else {}),
         "max_steps": recipe.max_steps,
         "audio_seconds_per_step": recipe.rows_per_update * recipe.crop_seconds,
         "corpus": _describe_corpus(corpus, audio),

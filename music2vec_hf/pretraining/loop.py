@@ -97,7 +97,7 @@ def _pretrain(accelerator, recipe: Recipe, corpus: str | Path, output: Path, che
         last = f"The last checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved."
         raise TrainingStopped(f"{error} {last}") from None
     if accelerator.is_main_process:
-        save_model(output, state.student)
+        save_model(output, state.student.data2vec_audio if recipe.distill_from else state.student)
     accelerator.end_training()
 
 
@@ -268,8 +268,9 @@ def deterministic_algorithms(wanted: bool):
 def announce(accelerator, recipe: Recipe, state: TrainingState, audio: str, micro_steps: int) -> None:
     """Print what is about to run."""
     device = accelerator.device.type
+    what = f"distilling {recipe.distill_from} into" if recipe.distill_from else "pretraining"
     accelerator.print(
-        f"pretraining {sum(p.numel() for p in state.student.parameters()) / 1e6:.1f} M parameters on {audio}, "
+        f"{what} {sum(p.numel() for p in state.student.parameters()) / 1e6:.1f} M parameters on {audio}, "
         f"{recipe.rows_per_update} crops of {recipe.crop_seconds:g} s per step in {micro_steps} micro-batches on "
         f"{accelerator.num_processes} {device} device(s), {choose_precision(recipe.precision, device)} precision, "
         f"steps {state.step} to {recipe.max_steps}"

@@ -67,10 +67,8 @@ class Monitor:
     def begin_step(self, step: int) -> None:
         """Open optimiser step `step` (1, 2, ...)."""
         if step % self.recipe.log_every == 0 or step == self.recipe.max_steps:
-            device = self.accelerator.device
-            self.moments = FrameMoments(self.recipe.num_frames, self.recipe.hidden_size, device)
             # Loss summed over masked frames, masked frames, frames, acoustic loss, clips that could not be read.
-            self.totals = torch.zeros(5, device=device)
+            self.totals = torch.zeros(5, device=self.accelerator.device)
 
     def wait_for(self, stream):
         """The next batch of `stream`; the time it takes is counted as waiting for data."""
@@ -82,8 +80,10 @@ class Monitor:
     @torch.no_grad()
     def add(self, output, mask_time_indices: torch.Tensor, num_masked: int) -> None:
         """Take in one micro-batch's [`Music2VecForPreTrainingOutput`], its mask `[B, T]` and masked frames."""
-        if self.moments is None:
+        if self.totals is None:
             return
+        if self.moments is None:
+            self.moments = FrameMoments(self.recipe.num_frames, output)
         self.totals[0] += output.loss.detach() * num_masked
         self.totals[1] += num_masked
         self.totals[2] += mask_time_indices.numel()
@@ -104,7 +104,7 @@ class Monitor:
             TrainingStopped: if targets, predictions or front end have collapsed.
         """
         self.bar.update(1)
-        if self.moments is None:
+        if self.totals is None:
             return
         self.totals[4] = failed_clips
         loss_sum, masked, frames, acoustic_sum, failed = self.accelerator.reduce(self.totals, "sum").tolist()
@@ -174,18 +174,19 @@ class FrameMoments:
 
     Args:
         num_frames (`int`): frames of a crop.
-        channels (`int`): hidden size.
-        device: where the sums are kept until they are asked for.
+        output ([`Music2VecForPreTrainingOutput`]): whose channels and device the sums, which begin at 0, will have.
     """
 
-    def __init__(self, num_frames: int, channels: int, device):
+    def __init__(self, num_frames: int, output):
         def zeros(*shape):
-            return torch.zeros(*shape, device=device, dtype=torch.float32)
+            return torch.zeros(*shape, device=output.targets.device, dtype=torch.float32)
 
+        channels = output.targets.shape[1]
+        self.widths = (channels, channels, output.projected_features.shape[2])
         self.sums = {
             "count": zeros(3),
-            "sum": zeros(3, channels),
-            "square_sum": zeros(3, channels),
+            "sum": zeros(sum(self.widths)),
+            "square_sum": zeros(sum(self.widths)),
             "target_products": zeros(channels, channels),
             "position_count": zeros(num_frames),
             "position_sum": zeros(num_frames, channels),
@@ -196,11 +197,12 @@ class FrameMoments:
     def add(self, output, mask_time_indices: torch.Tensor) -> None:
         """Take in one micro-batch's [`Music2VecForPreTrainingOutput`] and its masks, `[B, T]` or `[B, V, T]`."""
         targets = output.targets.float()
-        for row, values in enumerate((targets, output.predictions, output.projected_features.flatten(0, 1))):
-            values = values.detach().float()
+        rows = [targets, output.predictions, output.projected_features.flatten(0, 1)]
+        rows = [values.detach().float() for values in rows]
+        for row, values in enumerate(rows):
             self.sums["count"][row] += len(values)
-            self.sums["sum"][row] += values.sum(0)
-            self.sums["square_sum"][row] += values.square().sum(0)
+        self.sums["sum"] += torch.cat([values.sum(0) for values in rows])
+        self.sums["square_sum"] += torch.cat([values.square().sum(0) for values in rows])
         self.sums["target_products"] += targets.T @ targets
         places = mask_time_indices.bool().nonzero()  # row-major, as the targets
         if mask_time_indices.ndim == 3:  # several views of a clip have equal targets: the first stands for the clip
@@ -223,11 +225,11 @@ class FrameMoments:
         flat = reduce(torch.cat([value.flatten() for value in self.sums.values()])).cpu().double()
         parts = torch.split(flat, [value.numel() for value in self.sums.values()])
         sums = {name: part.view(self.sums[name].shape) for name, part in zip(self.sums, parts, strict=True)}
-        count, total = sums["count"][:, None], sums["sum"]
-        variance = (sums["square_sum"] - total.square() / count).clamp(min=0) / (count - 1).clamp(min=1)
-        stds = torch.sqrt(variance + 1e-6).mean(1).tolist()
-        mean = total[0] / count[0]
-        covariance = sums["target_products"] / count[0] - torch.outer(mean, mean)
+        count = sums["count"].repeat_interleave(torch.tensor(self.widths))
+        variance = (sums["square_sum"] - sums["sum"].square() / count).clamp(min=0) / (count - 1).clamp(min=1)
+        stds = [float(each.mean()) for each in torch.sqrt(variance + 1e-6).split(self.widths)]
+        mean = (sums["sum"] / count)[: self.widths[0]]
+        covariance = sums["target_products"] / sums["count"][0] - torch.outer(mean, mean)
         return {
             "target_std": stds[0],
             "prediction_std": stds[1],

@@ -24,6 +24,7 @@ from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.model.teacher_music2vec import EMATeacher
 from music2vec_hf.pretraining.arguments import Recipe
 from music2vec_hf.pretraining.checkpoints import TrainingState, load_training_state
+from music2vec_hf.pretraining.distillation import new_distillation
 from music2vec_hf.pretraining.dropout import make_dropout_cheap
 from music2vec_hf.pretraining.schedules import ReferenceAdam
 
@@ -79,7 +80,11 @@ def make_accelerator(recipe: Recipe, output: Path) -> Accelerator:
 def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> TrainingState:
     """The state of a run: new from the recipe, or from a checkpoint."""
     torch.manual_seed(_seed_of(recipe.seed, _INIT_STREAM))
-    if checkpoint is None:
+    if recipe.distill_from:
+        student, teacher = new_distillation(recipe)
+        if checkpoint is not None:
+            student.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    elif checkpoint is None:
         student, teacher = new_learners(recipe)
     else:
         student = Music2VecForPreTraining.from_pretrained(checkpoint, dtype=torch.float32)

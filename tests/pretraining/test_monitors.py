@@ -24,7 +24,7 @@ def mask():
 
 
 def monitors_of(parts):
-    moments = FrameMoments(FRAMES, CHANNELS, "cpu")
+    moments = FrameMoments(FRAMES, parts[0][0])
     for output, mask in parts:
         moments.add(output, mask)
     return moments.monitors(lambda sums: sums)
