@@ -67,7 +67,7 @@ def test_views_of_one_clip_do_not_pass_for_position():
 
     Output.targets = targets.repeat_interleave(4, 0)[masks.flatten(0, 1)]
     Output.predictions = Output.targets
-    moments = FrameMoments(10, 64, "cpu")
+    moments = FrameMoments(10, Output)
     moments.add(Output, masks)
     assert moments.monitors(lambda sums: sums)["position_share"] == pytest.approx(0, abs=0.03)
 
