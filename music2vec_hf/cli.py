@@ -306,7 +306,7 @@ def app(model, library, host, port, max_megabytes, max_minutes, max_waiting, **s
     arg("--seeds", "of the chosen probe", type=int, nargs="+", default=[0, 1, 2]),
     arg("--random-init-seed", "of the random weights", default=0),
     _PRECISION,
-    arg("--device", "of model and probes", default="auto", choices=("auto", "cpu", "cuda")),
+    arg("--device", "of model and probes", default="auto", choices=_DEVICES[:3]),
     _TRUST,
     arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
     arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),
@@ -319,7 +319,7 @@ def probe(model, task, data, output, baselines, layers, device, **settings) -> N
     from music2vec_hf.probing.suite import run_suite
 
     layers = "pilot" if layers == ["pilot"] else layers
-    device = str(choose_device(device))
+    device = str(choose_device(device, _DEVICES[:3]))
     path = run_suite([model, *baselines], task, data, output, layers=layers, device=device, **settings)
     results = read_results(path)
     print(format_table(results), *notices(results), path, sep="\n")

@@ -62,9 +62,8 @@ def test_embeddings_wait_for_their_layers_and_send_a_batch_for_each_length(cases
     assert means["waits"] == frames["waits"] == {"copy from pageable memory": 2, "cpu": 2 * 4}
 
 
-def test_probes_train_in_single_precision_and_are_scored_in_double(cases):
-    assert cases["probes"]["probes"] > 1 and cases["probes"]["mixed"] == []
-    assert set(cases["probes"]["double"]) <= {"_to_copy.default", "mean.dim"}
+def test_probes_train_and_are_scored_in_single_precision(cases):
+    assert cases["probes"]["probes"] > 1 and cases["probes"]["mixed"] == cases["probes"]["double"] == []
 
 
 def test_a_batch_is_cut_where_kernels_count_in_32_bits(cases):

@@ -56,8 +56,8 @@ class Metric:
                 each of `R` resamples; without them each counts once.
 
         Returns:
-            float64, of the type of `outputs`, of shape `(...)`, or `(..., R)` with weights. A resample without any
-            scorable tag is NaN.
+            float64, on other devices than the CPU float32, of the type of `outputs`, of shape `(...)`, or `(..., R)`
+            with weights. A resample without any scorable tag is NaN.
 
         Raises:
             ValueError: if shapes do not fit, or no tag has both a positive and a negative track.
@@ -68,7 +68,7 @@ class Metric:
                 f"References of shape {tuple(truth.shape)} do not fit outputs of shape {tuple(values.shape)}: "
                 "outputs are [..., tracks, labels], references [tracks] or [tracks, labels]."
             )
-        weights = None if weights is None else _tensor(weights).to(values.device, torch.float64)
+        weights = None if weights is None else _tensor(weights).to(values.device, _precise(values))
         scores = self.function(truth.to(values.device), values, weights)
         return scores if isinstance(outputs, torch.Tensor) else scores.numpy()
 
@@ -133,7 +133,7 @@ def tag_scores(name: str, references: np.ndarray, outputs: np.ndarray) -> np.nda
     scores = np.full(np.delete(np.shape(outputs), -2), np.nan)
     usable = scorable_tags(references)
     values = _tensor(outputs)[..., usable].transpose(-1, -2).contiguous()
-    positive = _tensor(references)[:, usable].T.to(torch.float64)
+    positive = _tensor(references)[:, usable].T.to(_precise(values))
     scores[..., usable] = {"roc_auc": _areas, "average_precision": _precisions}[name](positive, values, None).numpy()
     return scores
 
@@ -142,24 +142,29 @@ def _tensor(values) -> torch.Tensor:
     return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
 
 
+def _precise(values: torch.Tensor) -> torch.dtype:
+    """What scores of these outputs are computed in: of accelerators some have no float64, and many a slow one."""
+    return torch.float64 if values.device.type == "cpu" else torch.float32
+
+
 def _mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Mean over tracks, the last axis; `[..., n]` to `[...]` or `[..., R]`."""
     return values.mean(dim=-1) if weights is None else values @ weights.T / weights.sum(dim=-1)
 
 
 def _accuracy(references, outputs, weights):
-    return _mean((outputs.argmax(dim=-1) == references).to(torch.float64), weights)
+    return _mean((outputs.argmax(dim=-1) == references).to(_precise(outputs)), weights)
 
 
 def _key_score(references, outputs, weights, symmetric):
     estimates = outputs.argmax(dim=-1)
-    table = torch.as_tensor(key_score_table(symmetric), device=outputs.device)
+    table = torch.as_tensor(key_score_table(symmetric), dtype=_precise(outputs), device=outputs.device)
     return _mean(table[references.expand_as(estimates), estimates], weights)
 
 
 def _r2(references, outputs, weights, dimension=None):
     """As scikit-learn, of which an R2 of constant references is 1 if they are predicted exactly, and else 0."""
-    references, outputs = references.to(torch.float64), outputs.to(torch.float64)
+    references, outputs = references.to(_precise(outputs)), outputs.to(_precise(outputs))
     if dimension is not None:
         references, outputs = references[:, [dimension]], outputs[..., [dimension]]
     residuals, deviations = (references - outputs) ** 2, references - references.mean(dim=0)
@@ -169,7 +174,7 @@ def _r2(references, outputs, weights, dimension=None):
         residual, moment = weights @ residuals, weights @ deviations**2
         spread = moment - (weights @ deviations) ** 2 / weights.sum(dim=-1, keepdim=True)
         spread = torch.where(spread > 1e-12 * moment, spread, 0)  # what rounding leaves of equal references
-    values = torch.where(spread > 0, 1 - residual / spread, (residual == 0).to(torch.float64))
+    values = torch.where(spread > 0, 1 - residual / spread, (residual == 0).to(residual.dtype))
     return values.mean(dim=-1)
 
 
@@ -178,7 +183,7 @@ def _over_tags(references, outputs, weights, of_tags):
     usable = torch.as_tensor(scorable_tags(references.cpu().numpy()), device=outputs.device)
     if not usable.any():
         raise ValueError("No tag has both a positive and a negative track in this split, so it cannot be scored.")
-    positive = references[:, usable].T.to(torch.float64)
+    positive = references[:, usable].T.to(_precise(outputs))
     scores = of_tags(positive, outputs[..., usable].transpose(-1, -2).contiguous(), weights)
     return scores.mean(dim=-1) if weights is None else scores.nanmean(dim=-2)
 
@@ -207,7 +212,7 @@ def _rank_sums(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     if tied.any():
         ordered, scores = ordered[tied], scores[tied]
         ends = torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)
-        sums[tied] = ((ends + 1).to(torch.float64) / 2 * positive[tied]).sum(dim=-1)
+        sums[tied] = ((ends + 1).to(positive.dtype) / 2 * positive[tied]).sum(dim=-1)
     return sums
 
 
@@ -215,7 +220,7 @@ def _precisions(positive: torch.Tensor, scores: torch.Tensor, weights: torch.Ten
     """Average precision of each tag; shapes as in `_areas`."""
     if weights is not None:
         return _each_tag(_resampled_precision, positive, scores, weights)
-    ones = torch.ones((1, positive.shape[-1]), dtype=torch.float64, device=scores.device)
+    ones = torch.ones((1, positive.shape[-1]), dtype=positive.dtype, device=scores.device)
     return _each_tag(_resampled_precision, positive, scores, ones)[..., 0]
 
 

@@ -325,16 +325,16 @@ def model_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def choose_device(device: str) -> torch.device:
-    """`cpu`, `cuda`, `mps`, or `auto`: the first of `cuda`, `mps`, `cpu` that is there. Raises ValueError if the one
-    that is named is not, or a GPU is there that torch cannot use."""
-    if device not in DEVICES:
-        raise ValueError(f"`device` is {device!r}. Use one of {', '.join(DEVICES)}.")
+def choose_device(device: str, among: Sequence[str] = DEVICES) -> torch.device:
+    """`cpu`, `cuda`, `mps`, or `auto`: the first of `cuda`, `mps`, `cpu` that is `among` the allowed and is there.
+    Raises ValueError if the one that is named is not, or a GPU is there that torch cannot use."""
+    if device not in among:
+        raise ValueError(f"`device` is {device!r}. Use one of {', '.join(among)}.")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device != "cpu":
         check_gpu()
     if device == "auto":
-        device = next(name for name in there if there[name])
+        device = next(name for name in there if there[name] and name in among)
     if not there[device]:
         raise ValueError(f"`device` is {device!r}, but torch finds none here. Use `--device cpu`, or `auto`.")
     return torch.device(device)

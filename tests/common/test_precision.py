@@ -78,5 +78,14 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(
         with pytest.raises(ValueError, match=r"torch cannot use it: .* set CUDA_VISIBLE_DEVICES= \(nothing\)"):
             choose_device("auto")
     else:
-        assert choose_device("auto").type == "cuda" if usable else "cpu"
+        assert choose_device("auto").type == ("cuda" if usable else "cpu")
     assert choose_device("cpu").type == "cpu"
+
+
+def test_auto_takes_the_first_device_of_those_that_a_job_can_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "mps"
+    assert choose_device("auto", ("auto", "cpu", "cuda")).type == "cpu"  # probes, which know no mps
+    with pytest.raises(ValueError, match="Use one of auto, cpu, cuda"):
+        choose_device("mps", ("auto", "cpu", "cuda"))
