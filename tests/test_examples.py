@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from toy_hub import publish_model, publish_task
 
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.synthetic.generator import synthesize_corpus
@@ -47,17 +48,23 @@ EXPECTED = {
     "probe_layers.py": r"layer conv  +0\.\d+[^$]*layer +3  +0\.\d+[^$]*Chosen on validation: layer \w+; accuracy",
     "finetune.py": r"test_accuracy +[01]\.\d{4}[^$]*The model is in genre-\w+\.",
     "classify_song.py": r"\w+ +0\.\d\d\n[^$]* 0\.0 to +2\.0 s  \w+",
+    "mteb_music.py": r"m-a-p/music2vec-v1, layer 6\nBeijingOpera +accuracy +[01]\.\d{3}\nGTZANGenre +accuracy +[01]\.",
     "compare_seeds.py": r"music2vec-tiny minus random-init, paired 95 % interval\n  synthetic-genre +[+-]0\.\d{3}",
 }
 
 
 @pytest.mark.slow  # processes that import torch, one after another
-def test_the_commands_of_the_readme_run(workplace):
+def test_the_commands_of_the_readme_run(workplace, hub, home):
+    publish_model(hub)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in COMMANDS:
         words = shlex.split(command)
         if "finetune.py" in command:  # the last of two settings of one name counts: less of the same
             words += ["--num_train_epochs", "1", "--eval_steps", "2", "--save_steps", "2", "--use_cpu", "True"]
+        if "mteb_music.py" in command:
+            for task in words[words.index("--tasks") + 1 : words.index("--layer")]:
+                publish_task(hub, task)
+            environment |= hub.environment(home)
         done = subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert re.search(EXPECTED[Path(words[1]).name], done.stdout), f"{command}\n{done.stdout}"

@@ -27,7 +27,7 @@ LIMITS = {
     "audio": 2_506,
     "corpus": 2_530,
     "synthetic": 880,
-    "features": 1_786,
+    "features": 1_970,
     "pretraining": 1_875,
     "finetuning": 565,
     "probing": 3_865,

@@ -164,13 +164,18 @@ class Encoder:
 
 
 def load_encoder(
-    name: str | Path, random_init: bool = False, seed: int = 0, trust_remote_code: bool = False
+    name: str | Path,
+    random_init: bool = False,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Encoder:
     """Load an audio encoder of any type, in float32 and eval mode, whatever its weights are stored in.
 
     Args:
         name (`str` or `Path`): `"tiny"`, a folder or a Hub id.
         random_init (`bool`): keep the shape but draw the weights anew: the baseline of every probe.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
 
     Raises:
         ValueError: if nothing is there, the model needs remote code that is not trusted, or takes no raw audio.
@@ -178,12 +183,13 @@ def load_encoder(
     name = model_source(name)
     with explain_hub_errors(name, "a model"), _explain_remote_code(name, trust_remote_code):
         # Ours by name, also for a plain data2vec-audio repository: an Auto class might ask to run a repository's code.
-        if PreTrainedConfig.get_config_dict(name)[0].get("model_type") in OWN_MODEL_TYPES:
+        if PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type") in OWN_MODEL_TYPES:
             classes, options = (Music2VecFeatureExtractor, Music2VecConfig, Music2VecModel), {}
             build = Music2VecModel
         else:
             classes, options = (AutoFeatureExtractor, AutoConfig, AutoModel), {"trust_remote_code": trust_remote_code}
             build = partial(AutoModel.from_config, **options)
+        options["revision"] = revision
         extractor = classes[0].from_pretrained(name, **options)
         if random_init:
             config = classes[1].from_pretrained(name, **options)
