@@ -216,6 +216,25 @@ def test_what_is_released_is_the_encoder_in_half_the_bytes(builder, tmp_path):
     assert (tmp_path / "out" / "ATTRIBUTION.md").is_file()
 
 
+@pytest.mark.slow
+def test_one_command_makes_the_weights_and_their_card(built, builder, tmp_path, monkeypatch):
+    """Every stage, with a few updates and clips."""
+    out, make_tiny = tmp_path / "out", importlib.import_module("make_tiny")
+    shutil.copytree(built[0], out)
+    few = {"rising": ["--max_steps", "3"], "settling": ["--max_steps", "2", "--seed", "2"]}
+    monkeypatch.setattr(make_tiny, "STAGES", few)
+    monkeypatch.setattr(make_tiny, "NUM_CLIPS", 60)
+    monkeypatch.setattr(sys, "argv", ["make_tiny.py", str(out)])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    make_tiny.main()
+    assert [path.name for path in sorted(out.glob("*/checkpoint-*"))] == ["checkpoint-3", "checkpoint-2"]
+    card = (out / "tiny" / "README.md").read_text()
+    assert "On the five albums that it never heard" in card and "| optimiser steps | 2 |" in card.replace("  ", "")
+    assert AutoModel.from_pretrained(out / "tiny").config.conv_dim == [336, 256]
+    tasks = {record["task"] for record in read_results(out / "tiny")["records"]}
+    assert tasks == {"synthetic-genre", "synthetic-key", "synthetic-tags", "synthetic-emotion", "soundtrack"}
+
+
 def test_a_killed_run_goes_on(built, builder, albums, pool, tmp_path, monkeypatch):
     calls = []
 

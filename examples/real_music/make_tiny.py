@@ -17,7 +17,7 @@ import torch
 from build import MANIFEST, write_table
 
 from music2vec_hf.common.files import RESULTS, read_json, read_results, write_json, write_text
-from music2vec_hf.demo import BASELINES
+from music2vec_hf.demo import BASELINES, NUM_CLIPS
 from music2vec_hf.hub.card import read_scores, write_model_card
 from music2vec_hf.model.encoder_music2vec import Music2VecModel
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
@@ -61,7 +61,7 @@ def make_corpus(out: Path) -> Path:
         subprocess.run([sys.executable, HERE / "build.py", out, "--num-proc", str(os.cpu_count() or 1)], check=True)
     synthetic = out / "tasks" / "synthetic"
     if not synthetic.is_dir():
-        music2vec("synth", synthetic, "--clips", 2000, "--seed", 0)
+        music2vec("synth", synthetic, "--clips", NUM_CLIPS, "--seed", 0)
     with open(out / "pretraining.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     clips = sorted((synthetic / "audio" / "train").glob("*.flac"))
