@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from fake_cuda.counting import Gpu
 from gpu import Course, report
 from gpu_bytes import OneGpu, one_update
 from torch.profiler import ProfilerActivity
-from toy_model import SIZES
+from toy_model import SIZES, save_model
 from toy_run import toy
 
 from music2vec_hf import Music2VecConfig, Music2VecForPreTraining, Music2VecForSequenceClassification, Music2VecModel
@@ -41,6 +42,14 @@ def pretraining(gpu: Gpu, **settings) -> dict:
             one_update(gpu, recipe, state, 3)
     gradients = {str(weight.grad.dtype) for weight in state.student.parameters() if weight.grad is not None}
     return {"gradients": sorted(gradients)}
+
+
+def distillation(gpu: Gpu) -> dict:
+    """An update with a teacher that has half as many frames."""
+    slow = Music2VecConfig(**SIZES, conv_stride=[5, 2, 2, 2, 2, 2, 4])
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Music2VecModel(slow), folder)
+        return pretraining(gpu, precision="bf16", distill_from=folder, distill_layers=["conv", 1, 3])
 
 
 def embedding(gpu: Gpu, **settings) -> dict:
@@ -180,6 +189,7 @@ CASES: dict[str, Callable[[Gpu], dict]] = {
     "pretraining three masks": lambda gpu: pretraining(gpu, precision="bf16", masks_per_crop=3),
     "pretraining clipping": lambda gpu: pretraining(gpu, max_grad_norm=1.0),
     "pretraining with spectra": lambda gpu: pretraining(gpu, precision="bf16", acoustic_weight=1.0),
+    "pretraining from a frozen teacher": distillation,
     "embed": embedding,
     "embed bf16 frames": lambda gpu: embedding(gpu, precision="bf16", pool="none"),
     "head of classes": lambda gpu: head(gpu, CLIPS, None, classes),

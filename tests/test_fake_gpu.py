@@ -15,7 +15,12 @@ import fake_cuda  # noqa: E402
 
 PRETRAINING = (
     *("pretraining", "pretraining bf16", "pretraining fp16", "pretraining tf32", "pretraining bf16 recomputing"),
-    *("pretraining three masks", "pretraining clipping", "pretraining with spectra"),
+    *(
+        "pretraining three masks",
+        "pretraining clipping",
+        "pretraining with spectra",
+        "pretraining from a frozen teacher",
+    ),
 )
 HEADS = ("head of classes", "head of tags, weighted layers", "head of values, conv", "head of frames")
 EMBED = ("embed", "embed bf16 frames")

@@ -22,7 +22,7 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 1_335,
-    "common": 826,
+    "common": 829,
     "model": 1_940,
     "audio": 2_506,
     "corpus": 2_530,

@@ -41,7 +41,7 @@ class FrozenTeacher:
     checkpoint_name = "frozen_teacher.safetensors"
 
     def __init__(self, encoder: Encoder, config: Music2VecConfig, layers: Sequence[str] = (), top_k: int = 8):
-        self.encoder, self.config, self.averages = encoder, config, not layers
+        self.encoder, self.config, self.averages, self._places = encoder, config, not layers, {}
         encoder.model.requires_grad_(False)
         transformer = [name for name in encoder.layers if name not in (CONV, "0")]
         self.layers = encoder.check_layers(layers or transformer[-top_k:])
@@ -93,19 +93,23 @@ class FrozenTeacher:
 
     def _at_students_frames(self, states: torch.Tensor, num_samples: int) -> torch.Tensor:
         """Frames `[B, T', C]` of the teacher to those `[B, T, C]` of the student, by time."""
-        num_frames, rate = states.shape[1], self.encoder.sampling_rate
+        key = states.shape[1], num_samples, states.device
+        if key not in self._places:  # kept: each way to a GPU is one that the program would wait for
+            self._places[key] = self._find_places(states.shape[1], num_samples).to(states.device)
+        places = self._places[key]
+        before = places.floor().long()
+        after = (before + 1).clamp(max=states.shape[1] - 1)
+        return states[:, before].lerp(states[:, after], (places - before)[:, None])
+
+    def _find_places(self, num_frames: int, num_samples: int) -> torch.Tensor:
+        """Where the student's frames `[T]` lie among so many of the teacher's."""
+        rate = self.encoder.sampling_rate
         times = self.config.frame_times(self.config.num_frames(num_samples))
         if num_frames == self.encoder.front_end.num_frames(round(num_samples * rate / SAMPLING_RATE)):
             theirs = self.encoder.front_end.frame_times(num_frames, rate)
         else:  # its configuration does not tell where its frames lie
             theirs = (np.arange(num_frames) + 0.5) * (num_samples / SAMPLING_RATE / num_frames)
-        places = np.interp(times, theirs, np.arange(num_frames))
-        if len(places) == num_frames and np.allclose(places, np.arange(num_frames)):
-            return states
-        places = torch.from_numpy(places.astype(np.float32)).to(states.device)
-        before = places.floor().long()
-        after = (before + 1).clamp(max=num_frames - 1)
-        return states[:, before].lerp(states[:, after], (places - before)[:, None])
+        return torch.from_numpy(np.interp(times, theirs, np.arange(num_frames)).astype(np.float32))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps of it: the hash of its weights, 32 bytes."""
