@@ -1,9 +1,8 @@
 """How many crops of 5 s a GPU holds: `python benchmarks/memory.py [--device cuda] [--output FILE.md]`.
 
-The most memory of an update at base size, for several numbers of crops: its slope is what a crop takes, the rest is
-fixed. On a GPU it is measured. On a CPU it is computed: the same update runs on tensors without data (torch's
-`FakeTensorMode`) and what is alive is added up; LayerNorm, dropout and attention are replaced by what CUDA computes
-in their place.
+The most memory of an update at base size, not compiled, for several numbers of crops: its slope is what a crop takes,
+the rest is fixed. On a GPU it is measured. Without one it is computed: the same update runs on CUDA tensors without
+data (`benchmarks/fake_cuda`), and what is alive is added up.
 """
 
 import argparse
@@ -11,64 +10,25 @@ import platform
 import sys
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch._subclasses import FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from fake_cuda import missing, run_again
+from fake_cuda.counting import MASKED_SHARE, Gpu
+from gpu_bytes import OneGpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from music2vec_hf.common.computing import autocast
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
+from music2vec_hf.pretraining.checkpoints import TrainingState
 from music2vec_hf.pretraining.starting import prepare_training
 
 CARDS_GB = (24, 40, 80, 141)
 REFERENCE_ROWS, FREE = 47, 0.1  # the reference's pass of 237.5 s; share of a card that is left free
-MASKED_SHARE = 0.39  # of the frames, at 47 crops: it decides the size of predictions and targets only
 CASES = [(precision, masks, again) for precision in ("bf16", "fp32") for masks in (1, 4) for again in (False, True)]
-
-
-class KnownCount(TorchFunctionMode):
-    """A known number of masked frames, where tensors have no data to count them in."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Replace what would look for them, and do everything else."""
-        if func is torch.Tensor.nonzero:
-            return masked_frames(args[0])
-        if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
-            return args[0][masked_frames(args[1])]
-        return func(*args, **(kwargs or {}))
-
-
-def masked_frames(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As many rows and frames as are masked, whichever they are."""
-    count = int(MASKED_SHARE * mask.numel())
-    return torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
-
-
-def cuda_layer_norm(values: torch.Tensor, *args, plain=F.layer_norm, **kwargs) -> torch.Tensor:
-    """CUDA's autocast computes it in float32, and keeps that."""
-    return plain(values.float() if torch.is_autocast_enabled("cpu") else values, *args, **kwargs)
-
-
-def cuda_dropout(values: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-    """CUDA's keeps a byte a value, a CPU's a value a value."""
-    return torch.native_dropout(values, p, True)[0] if training and p > 0 else values
-
-
-def cuda_attention(query, key, value, attn_mask=None, dropout_p=0.0, scale=None, is_causal=False, **kwargs):
-    """CUDA's fused kernels keep no matrix of frames by frames, with dropout neither."""
-    if query.dtype == torch.float32:
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        return efficient(query, key, value, None, True, dropout_p, scale=scale)[0]
-    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, False, scale=scale)[0]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -97,34 +57,17 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-FAKE = FakeTensorMode()
-CUDA_FUNCTIONS = {
-    "layer_norm": cuda_layer_norm,
-    "dropout": cuda_dropout,
-    "scaled_dot_product_attention": cuda_attention,
-}
-
-
-def without_data(module: torch.nn.Module, mode: FakeTensorMode) -> None:
-    """Replace a module's parameters by tensors that have a shape only."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                fake = mode.from_tensor(parameter.detach())
-                part._parameters[name] = torch.nn.Parameter(fake, parameter.requires_grad)
-
-
-def update(recipe: Recipe, state, rows: int, device: str, held: Callable[[], int]) -> int:
+def update(recipe: Recipe, state: TrainingState, rows: int, held: Callable[[], int]) -> int:
     """Two micro-batches of `rows` crops each, beside what Adam keeps; its step itself takes less than they do.
 
     Returns what is `held` between the forward and the backward pass.
     """
     reserved = [torch.empty_like(parameter) for parameter in state.student.parameters() for _ in range(2)]
     for _ in range(2):
-        input_values = torch.randn(rows, recipe.num_samples, device=device)
-        masks = torch.zeros(rows, recipe.masks_per_crop, recipe.num_frames, dtype=torch.bool, device=device)
+        input_values = torch.randn(rows, recipe.num_samples, device="cuda")
+        masks = torch.zeros(rows, recipe.masks_per_crop, recipe.num_frames, dtype=torch.bool, device="cuda")
         masks[..., : int(MASKED_SHARE * recipe.num_frames)] = True
-        with autocast(recipe.precision, device):
+        with autocast(recipe.precision, "cuda"):
             loss = state.student(input_values, None, masks, state.teacher).loss
         between = held()
         loss.backward()
@@ -133,39 +76,41 @@ def update(recipe: Recipe, state, rows: int, device: str, held: Callable[[], int
     return between
 
 
-def computed(recipe: Recipe, state, rows: int) -> tuple[int, int]:
-    """Bytes that are alive at the worst moment of an update and between the passes, on tensors without data; all of
-    them but the weights."""
-    with ExitStack() as stack:
-        for name, function in CUDA_FUNCTIONS.items():
-            stack.enter_context(patch.object(F, name, function))
-        stack.enter_context(FAKE)
-        live = stack.enter_context(LiveBytes())
-        stack.enter_context(KnownCount())
-        between = update(recipe, state, rows, "cpu", lambda: live.now)
-    return live.peak, between
+def computed(recipe: Recipe, several_rows: list[int]) -> tuple[float, list[tuple[int, int]]]:
+    """Bytes of the weights, and for each number of crops those that are alive at the worst moment of an update and
+    between the passes, beside the weights; on CUDA tensors without data."""
+    found = []
+    with Gpu() as gpu:
+        state = prepare_training(recipe, OneGpu(), None)
+        for rows in several_rows:
+            with gpu.count(), LiveBytes() as live:
+                between = update(recipe, state, rows, lambda live=live: live.now)
+            found.append((live.peak, between))
+    return weights_of(state), found
 
 
-def measured(recipe: Recipe, state, rows: int) -> tuple[int, int]:
+def measured(recipe: Recipe, several_rows: list[int]) -> tuple[float, list[tuple[int, int]]]:
     """The same, of CUDA's allocator."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    between = update(recipe, state, rows, "cuda", torch.cuda.memory_allocated)
-    return torch.cuda.max_memory_allocated() - before, between - before
+    state, found = prepare_training(recipe, OneGpu(), None), []
+    for rows in several_rows:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        between = update(recipe, state, rows, torch.cuda.memory_allocated)
+        found.append((torch.cuda.max_memory_allocated() - before, between - before))
+    return weights_of(state), found
+
+
+def weights_of(state: TrainingState) -> int:
+    """Bytes of student and teacher."""
+    return sum(weight.nbytes for module in (state.student, state.teacher.encoder) for weight in module.parameters())
 
 
 def of_a_crop(recipe: Recipe, device: str, several_rows: list[int]) -> tuple[float, float, float, float]:
     """Bytes that a crop keeps for the backward pass and takes at the worst moment, fixed bytes (weights included), and
     by how much the line misses the peaks, as a share."""
-    state = prepare_training(recipe, Accelerator(cpu=device == "cpu"), None)
-    modules = (state.student, state.teacher.encoder)
-    weights = sum(parameter.nbytes for module in modules for parameter in module.parameters())
-    if device == "cpu":
-        for module in modules:
-            without_data(module, FAKE)
-    take = computed if device == "cpu" else measured
-    peaks, between = weights + np.array([take(recipe, state, rows) for rows in several_rows], dtype=float).T
+    weights, found = (measured if device == "cuda" else computed)(recipe, several_rows)
+    peaks, between = weights + np.array(found, dtype=float).T
     slope, fixed = np.polyfit(several_rows, peaks, 1)
     return (
         np.polyfit(several_rows, between, 1)[0],
@@ -188,7 +133,12 @@ def report(device: str, several_rows: list[int]) -> str:
     misses, needed = [], {}
     for precision, masks, again in CASES:
         recipe = load_recipe(
-            "crop5s", precision=precision, masks_per_crop=masks, gradient_checkpointing=again, layerdrop=0.0
+            "crop5s",
+            precision=precision,
+            masks_per_crop=masks,
+            gradient_checkpointing=again,
+            layerdrop=0.0,
+            compile=False,
         )
         kept, slope, fixed, missed = of_a_crop(recipe, device, several_rows)
         misses.append(missed)
@@ -213,9 +163,8 @@ def notes(device: str, several_rows: list[int], missed: float) -> list[str]:
     how = (
         f"Measured: what CUDA's allocator held on {torch.cuda.get_device_name()}."
         if device == "cuda"
-        else "Computed, not measured on a GPU: the update ran on tensors without data, and all that was alive was "
-        "added up. As on CUDA: autocast's LayerNorm in float32, a byte a value for dropout, and fused attention "
-        "(flash in bf16, memory-efficient in float32), which keeps no matrix of frames by frames."
+        else "Computed, not measured on a GPU: the update ran on CUDA tensors without data, and all that was alive "
+        "was added up."
     )
     return [
         f"The columns of cards are the most crops in one pass with {FREE:.0%} of the card left free for what is not "
@@ -228,7 +177,7 @@ def notes(device: str, several_rows: list[int], missed: float) -> list[str]:
         f"Lines through updates of {', '.join(map(str, several_rows))} crops in each of two micro-batches, which they "
         f"miss by {missed:.1%} at most. No layer is dropped, {MASKED_SHARE:.0%} of the frames are masked.",
         "",
-        f"- command: `python benchmarks/memory.py {' '.join(sys.argv[1:])}`",
+        f"- command: `python benchmarks/memory.py {' '.join(word for word in sys.argv[1:] if word != '--inside')}`",
         f"- versions: Python {platform.python_version()}, torch {version('torch')}, transformers "
         f"{version('transformers')}",
     ]
@@ -237,10 +186,15 @@ def notes(device: str, several_rows: list[int], missed: float) -> list[str]:
 def main() -> None:
     """Read the command line, take the table, print, and write if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="none", choices=("none", "cuda"), help="none: computed without a GPU")
     parser.add_argument("--rows", type=int, nargs="+", default=[4, 8, 16], help="crops, three or more numbers of them")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--inside", action="store_true", help="the process sees a GPU that is not there")
     args = parser.parse_args()
+    if args.device == "none" and not args.inside:
+        if reason := missing():
+            sys.exit(f"benchmarks/memory.py: {reason}; nothing was counted.")
+        sys.exit(run_again(__file__, [*sys.argv[1:], "--inside"]))
     text = report(args.device, args.rows)
     print(text)
     if args.output:
