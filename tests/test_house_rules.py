@@ -26,11 +26,11 @@ LIMITS = {
     "model": 1_940,
     "audio": 2_506,
     "corpus": 2_530,
-    "synthetic": 880,
-    "features": 1_970,
+    "synthetic": 956,
+    "features": 2_064,
     "pretraining": 1_875,
     "finetuning": 565,
-    "probing": 3_865,
+    "probing": 4_357,
     "hub": 1_390,
 }
 

@@ -12,6 +12,10 @@ tracks and labels, one score is given for each. Its name is also its name in `re
 | `roc_auc` | mean over tags of the area under the ROC curve |
 | `average_precision` | mean over tags of the average precision (by steps, not interpolated) |
 | `r2`, `r2_<dimension>` | coefficient of determination over all tracks: mean over dimensions, or of one |
+| `beat_f_measure`, `downbeat_f_measure` | mean over tracks of mir_eval's F-measure within 70 ms |
+| `chord_majmin` | mean over tracks of mir_eval's overlap of major, minor and no chords, weighted by duration |
+
+Of the last three references are events of tracks and outputs estimated ones, as in `common/events.py`.
 """
 
 import math
@@ -21,6 +25,8 @@ from functools import partial
 
 import numpy as np
 import torch
+
+from music2vec_hf.common.events import EVENT_SCORES, track_scores
 
 _TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 KEY_LABELS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONICS)
@@ -48,10 +54,10 @@ class Metric:
         """Score outputs.
 
         Args:
-            references (`np.ndarray` or `torch.Tensor`): `(n,)` class indices, `(n, K)` zeros and ones, or `(n, K)`
-                values.
+            references (`np.ndarray` or `torch.Tensor`): `(n,)` class indices, `(n, K)` zeros and ones, `(n, K)`
+                values, or `(n, E, 3)` events.
             outputs (`np.ndarray` or `torch.Tensor` of shape `(..., n, K)`): logits, any real scores of tags, or
-                predicted values. A class is the largest output, the first of equals.
+                predicted values. A class is the largest output, the first of equals. Of events `(..., n, E', 3)`.
             weights (`np.ndarray` or `torch.Tensor` of shape `(R, n)`, *optional*): how often each track counts, in
                 each of `R` resamples; without them each counts once.
 
@@ -63,7 +69,8 @@ class Metric:
             ValueError: if shapes do not fit, or no tag has both a positive and a negative track.
         """
         values, truth = _tensor(outputs), _tensor(references)
-        if truth.shape != values.shape[-2 : values.ndim - (truth.ndim < 2)]:
+        expected = values.shape[-3:-2] if truth.ndim == 3 else values.shape[-2 : values.ndim - (truth.ndim < 2)]
+        if truth.shape[: len(expected)] != expected or (truth.ndim < 3 and truth.ndim != len(expected)):
             raise ValueError(
                 f"References of shape {tuple(truth.shape)} do not fit outputs of shape {tuple(values.shape)}: "
                 "outputs are [..., tracks, labels], references [tracks] or [tracks, labels]."
@@ -178,6 +185,11 @@ def _r2(references, outputs, weights, dimension=None):
     return values.mean(dim=-1)
 
 
+def _of_events(references, outputs, weights, name):
+    scores = track_scores(name, references.cpu().numpy(), outputs.cpu().numpy())
+    return _mean(torch.from_numpy(scores), weights)
+
+
 def _over_tags(references, outputs, weights, of_tags):
     """Mean over the tags that can be scored; in a resample, over those of which it has both kinds of tracks."""
     usable = torch.as_tensor(scorable_tags(references.cpu().numpy()), device=outputs.device)
@@ -268,5 +280,6 @@ METRICS = {
         Metric("roc_auc", "ROC-AUC", partial(_over_tags, of_tags=_areas)),
         Metric("average_precision", "average precision", partial(_over_tags, of_tags=_precisions)),
         Metric("r2", "mean R2", _r2, -math.inf),
+        *(Metric(name, title, partial(_of_events, name=name)) for name, (title, _) in EVENT_SCORES.items()),
     )
 }

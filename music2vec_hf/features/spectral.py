@@ -88,6 +88,7 @@ def _at_least(audio: np.ndarray, num_samples: int) -> np.ndarray:
     return np.pad(audio, (0, max(0, num_samples - len(audio))))
 
 
+SPECTRAL_HOPS = {"mfcc": MFCC_HOP, "chroma": CHROMA_HOP, "mel": MEL_HOP}
 SPECTRAL_FRAMES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mfcc": mfcc_frames,
     "chroma": chroma_frames,

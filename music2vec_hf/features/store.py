@@ -33,10 +33,10 @@ class FeatureRows:
     """Features of some tracks, one row or several per track.
 
     Attributes:
-        features (`Mapping[str, np.ndarray]`): layer to features `[num_rows, C]`, float32.
+        features (`Mapping[str, np.ndarray]`): layer to features `[num_rows, C]`, float32, of frames float16.
         offsets (`np.ndarray`, `[num_tracks + 1]`): the rows of track `i` are `offsets[i]` to `offsets[i + 1] - 1`.
         num_frames (`np.ndarray`, `[num_rows]`): frames that a row is the mean of.
-        seconds (`np.ndarray`, `[num_rows]`): length of the audio behind a row.
+        seconds (`np.ndarray`, `[num_rows]`): length of the audio behind a row; of a frame, its time.
     """
 
     features: Mapping[str, np.ndarray]
@@ -225,8 +225,9 @@ def column_of(layer: str) -> str:
 
 
 def vectors(values: np.ndarray) -> pa.Array:
-    """`[n, C]` as an Arrow column of `n` lists of `C` numbers."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
+    """`[n, C]` as an Arrow column of `n` lists of `C` numbers, in float32 or, where they are, float16."""
+    number = np.float16 if values.dtype == np.float16 else np.float32
+    flat = pa.array(np.ascontiguousarray(values, dtype=number).ravel())
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 

@@ -23,7 +23,7 @@ CARD, EXTRACTOR, EXAMPLE = "README.md", "preprocessor_config.json", "example.fla
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Left in a repository from an earlier push they would be loaded instead of, or beside, the new ones.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_CLIP_HEAD, _OUR_EXTRACTOR = "Music2VecForSequenceClassification", "Music2VecFeatureExtractor"
+_OUR_EXTRACTOR = "Music2VecFeatureExtractor"
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,16 @@ def with_remote_code(folder: str | Path) -> dict[str, Path | bytes]:
     """The files that let transformers load a Music2Vec folder by `trust_remote_code=True`.
 
     Returns:
-        `dict[str, Path | bytes]`: name to file: the two with `auto_map` (and, for a head for clips, the pipeline), and
-        the Python files that these name, with all that they import from each other.
+        `dict[str, Path | bytes]`: name to file: the two with `auto_map` (and the pipeline, for a head that
+        it serves), and the Python files that these name, with all that they import from each other.
 
     Source: transformers `dynamic_module_utils.custom_object_save`.
     """
     config, extractor = (read_json(Path(folder) / name) for name in (CONFIG, EXTRACTOR))
     config["auto_map"] = configuration_music2vec.AUTO_MAP
-    if _CLIP_HEAD in (config.get("architectures") or ()):
-        config["custom_pipelines"] = configuration_music2vec.CUSTOM_PIPELINES
+    pipelines = configuration_music2vec.custom_pipelines(config.get("architectures"), config.get("frame_events"))
+    if pipelines:
+        config["custom_pipelines"] = pipelines
     if extractor.get("feature_extractor_type") == _OUR_EXTRACTOR:
         extractor["auto_map"] = {"AutoFeatureExtractor": f"feature_extraction_music2vec.{_OUR_EXTRACTOR}"}
     contents = {CONFIG: config, EXTRACTOR: extractor}

@@ -20,12 +20,21 @@ AUTO_MAP = {
     "AutoModelForAudioClassification": "heads_music2vec.Music2VecForSequenceClassification",
     "AutoModelForAudioFrameClassification": "heads_music2vec.Music2VecForAudioFrameClassification",
 }
-CUSTOM_PIPELINES = {
-    "audio-classification": {
-        "impl": "pipeline_music2vec.Music2VecAudioClassificationPipeline",
-        "pt": ["AutoModelForAudioClassification"],
-    }
+_PIPELINE_MODELS = {
+    "Music2VecForSequenceClassification": "AutoModelForAudioClassification",
+    "Music2VecForAudioFrameClassification": "AutoModelForAudioFrameClassification",
 }
+
+
+def custom_pipelines(architectures: list[str] | None, frame_events: str | None) -> dict | None:
+    """What a `config.json` says of the pipeline that lies beside it; None where it serves none of the architectures:
+    a head for frames only where `frame_events` says what it finds."""
+    models = [_PIPELINE_MODELS[name] for name in architectures or () if name in _PIPELINE_MODELS]
+    if not models or (frame_events is None and models != ["AutoModelForAudioClassification"]):
+        return None
+    return {"audio-classification": {"impl": "pipeline_music2vec.Music2VecAudioClassificationPipeline", "pt": models}}
+
+
 _POOLING_HEADS = ("mean", "attention")
 _WINDOW_AVERAGES = ("logits", "features")
 _FRONTEND_INITS = ("random", "log_frequency")
@@ -69,6 +78,9 @@ class Music2VecConfig(Data2VecAudioConfig):
         window_average (`str`): what that pipeline averages over a song's windows, each weighted by its frames:
             `"logits"`, or the head's `"features"` before its one answer, as a probe was trained. For a linear head on
             mean-pooled features both are the same.
+        frame_events (`str`, *optional*): what a head for frames finds: `"beats"` or `"chords"`, for the pipeline.
+        frame_event_settings (`list[float]`, *optional*): of beats, the probability above which a peak of each label
+            counts; of chords, the seconds over which log-probabilities are averaged.
 
     Raises:
         ValueError: for values out of range, naming the field, the value and what is allowed.
@@ -105,6 +117,8 @@ class Music2VecConfig(Data2VecAudioConfig):
     target_std: list[float] | None = None
     window_seconds: float | int = 30.0
     window_average: str = "logits"
+    frame_events: str | None = None
+    frame_event_settings: list[float] | None = None
 
     def __post_init__(self, **kwargs):
         # Lists, because JSON knows no tuples: a reloaded configuration equals the saved one.
@@ -125,8 +139,8 @@ class Music2VecConfig(Data2VecAudioConfig):
             names = {auto: name.rpartition("--")[2] for auto, name in (getattr(self, "auto_map", None) or {}).items()}
             self.auto_map = {**AUTO_MAP, **names}
             self.__dict__.pop("custom_pipelines", None)
-            if "Music2VecForSequenceClassification" in (self.architectures or ()):
-                self.custom_pipelines = CUSTOM_PIPELINES
+            if pipelines := custom_pipelines(self.architectures, self.frame_events):
+                self.custom_pipelines = pipelines
         super().save_pretrained(save_directory, **kwargs)
 
     def validate_objective(self):
@@ -162,6 +176,8 @@ class Music2VecConfig(Data2VecAudioConfig):
             raise ValueError(f"`classifier_pooling` is {self.classifier_pooling!r}. Use one of {_POOLING_HEADS}.")
         if self.window_average not in _WINDOW_AVERAGES:
             raise ValueError(f"`window_average` is {self.window_average!r}. Use one of {_WINDOW_AVERAGES}.")
+        if self.frame_events not in (None, "beats", "chords"):
+            raise ValueError(f"`frame_events` is {self.frame_events!r}. Use 'beats', 'chords' or None.")
         if not self.window_seconds > 0:
             raise ValueError(f"`window_seconds` is {self.window_seconds}. Use a value above 0, for example 30.")
 

@@ -103,6 +103,10 @@ class Music2VecHead(Music2VecPreTrainedModel):
             frames = states[self.layer] if needs_all else output.last_hidden_state
         return frames, {"hidden_states": states if output_hidden_states else None, "attentions": output.attentions}
 
+    def frame_logits(self, input_values: torch.Tensor) -> torch.Tensor:
+        """Answers for every frame of clips without padding, `[B, N]` -> `[B, T, num_labels]`."""
+        return self.classify(self._frames(input_values, None)[0])
+
     def _frame_mask(self, num_frames, attention_mask):
         """`[B, T]` bool: frames that are not padding, `None` without an `attention_mask`."""
         if attention_mask is None:

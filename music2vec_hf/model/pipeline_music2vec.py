@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AudioClassificationPipeline, Pipeline
 
+from .events_music2vec import frame_events
 from .feature_extraction_music2vec import Music2VecFeatureExtractor, cut_windows, window_samples
 
 TASK = "audio-classification"
@@ -70,14 +71,16 @@ def _decode(source: str | bytes, name: str, sampling_rate: int) -> tuple[np.ndar
 
 
 class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
-    """Tags, genre, key or emotion of songs of any length.
+    """Tags, genre, key or emotion of songs of any length; or their beats or chords.
 
     A song is normalised as a whole, cut into windows of `config.window_seconds` (a rest too short for one frame is
     left out), and the windows' logits are averaged, each weighted by its frames. Where `config.window_average` is
-    `"features"`, as in exported probes, the pooled features are averaged so and the head answers once.
+    `"features"`, as in exported probes, the pooled features are averaged so and the head answers once. A model whose
+    `config.frame_events` is set answers for every frame, and the pipeline gives the times of what it finds.
 
     Args:
-        model ([`Music2VecForSequenceClassification`]): a model of another type gets transformers' own pipeline.
+        model ([`Music2VecForSequenceClassification`], or [`Music2VecForAudioFrameClassification`] with
+            `config.frame_events`): a model of another type gets transformers' own pipeline.
         feature_extractor ([`Music2VecFeatureExtractor`], *optional*): by default one with the reference's settings.
         kwargs: those of transformers' `Pipeline`, and those of a call.
 
@@ -95,7 +98,7 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         return super().__new__(cls)
 
     def __init__(self, model, feature_extractor=None, **kwargs):
-        if not hasattr(model, "pool"):
+        if not hasattr(model, "pool") and not (hasattr(model, "frame_logits") and model.config.frame_events):
             raise ValueError(
                 f"{type(model).__name__} has no head for clips. Load the model with AutoModelForAudioClassification."
             )
@@ -125,7 +128,8 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         Returns:
             `list[dict]` with `label` and `score`; with `return_timeline` a `dict` with that list under `labels` and
             under `timeline` a list of `dict` with `start` and `end` (seconds) and `labels`. For several songs a list
-            (an iterator for data sets and generators) of those.
+            (an iterator for data sets and generators) of those. With `config.frame_events` the answer is a
+            `list[dict]` of `start`, `end` (seconds; of a beat the same) and `label`, in the order of time.
 
         Raises:
             ValueError: for audio or settings that cannot be used, in one sentence; OSError for a path or URL that
@@ -201,6 +205,8 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
 
     def _forward(self, model_inputs, windows_per_batch=None):
         config, rate = self.model.config, self.feature_extractor.sampling_rate
+        if config.frame_events:
+            return self._frame_answers(model_inputs["windows"], windows_per_batch)
         logits, features, num_frames, times = [], [], [], []
         for windows in model_inputs["windows"]:
             length = windows.shape[1]
@@ -222,7 +228,25 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
             average = (weights * logits).sum(0)
         return {"logits": average, "window_logits": logits, "times": times}
 
+    def _frame_answers(self, groups, windows_per_batch) -> dict:
+        """Logits `[T, num_labels]` of all frames of a song, and their times `[T]`."""
+        config, rate = self.model.config, self.feature_extractor.sampling_rate
+        logits, times, start = [], [], 0
+        for windows in groups:
+            length = windows.shape[1]
+            rows = windows_per_batch or max(1, int(_BATCH_SECONDS * rate / length))
+            for batch in windows.to(self.model.dtype).split(rows):
+                logits += self.model.frame_logits(batch).float().cpu().unbind()
+            inside = config.frame_times(config.num_frames(length), rate)
+            times += [inside + (start + number * length) / rate for number in range(len(windows))]
+            start += len(windows) * length
+        return {"frames": torch.cat(logits), "frame_times": torch.from_numpy(np.concatenate(times))}
+
     def postprocess(self, model_outputs, top_k="default", function_to_apply=None, return_timeline=False):
+        if "frames" in model_outputs:
+            config, (frames, times) = self.model.config, (model_outputs[key] for key in ("frames", "frame_times"))
+            events = frame_events(frames.numpy(), times.numpy(), config.frame_events, config.frame_event_settings)
+            return [{"start": a, "end": b, "label": config.id2label[int(label)]} for a, b, label in events.tolist()]
         regression = self.model.config.problem_type == "regression"
         function = function_to_apply or _FUNCTIONS.get(self.model.config.problem_type, "softmax")
         in_order = regression and top_k == "default"

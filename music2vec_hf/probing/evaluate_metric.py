@@ -7,6 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from music2vec_hf.common.events import EVENT_SCORES, stack_events
 from music2vec_hf.common.metrics import KEY_LABELS, METRICS, get_metric
 
 _OF_CLASSES = ("accuracy", "weighted_key_score", "symmetric_key_score")
@@ -17,7 +18,7 @@ class MusicMetric(evaluate.Metric):
 
     `predictions` and `references` are class indices `[tracks]` for `accuracy` and the key scores (indices into
     `KEY_LABELS`), scores and zeros or ones `[tracks, tags]` for `roc_auc` and `average_precision`, values
-    `[tracks, dimensions]` for `r2`.
+    `[tracks, dimensions]` for `r2`; for beats and chords, lists of a track's events, as in `common/events.py`.
 
     Raises:
         ValueError: if there is no metric of this name, or nothing can be scored.
@@ -28,6 +29,7 @@ class MusicMetric(evaluate.Metric):
             raise ValueError(f"There is no metric '{self.config_name}'; name one of {', '.join(METRICS)}.")
         number = datasets.Value("int64" if self.config_name in _OF_CLASSES else "float64")
         column = number if self.config_name in _OF_CLASSES else datasets.Sequence(number)
+        column = datasets.Sequence(column) if self.config_name in EVENT_SCORES else column
         return evaluate.MetricInfo(
             description=METRICS[self.config_name].title,
             citation="Raffel et al., mir_eval: a transparent implementation of common MIR metrics, ISMIR 2014",
@@ -36,7 +38,8 @@ class MusicMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        outputs, references = np.asarray(predictions), np.asarray(references)
+        collect = stack_events if self.config_name in EVENT_SCORES else np.asarray
+        outputs, references = collect(predictions), collect(references)
         if self.config_name in _OF_CLASSES:
             num_classes = max(len(KEY_LABELS), outputs.max() + 1, references.max() + 1)
             outputs = np.eye(num_classes, dtype=np.float32)[outputs]

@@ -215,6 +215,8 @@ class ProbeResult:
         probes (`tuple[TrainedProbe, ...]`): the chosen probe, trained from each seed.
         rows (`dict`): `row_seconds` (None: a row is a whole track), `num_rows` and `dropped_rows` by split.
         pilot (`Choice` or `None`): what `quick` chose, if that alone decided on the layer.
+        frames (`dict` or `None`): of a task of events, `frames_per_track` that were kept, `num_frames` by split, and
+            `event_settings` of each seed's probe.
     """
 
     task: Task
@@ -229,6 +231,7 @@ class ProbeResult:
     probes: tuple[TrainedProbe, ...] = ()
     rows: dict | None = None
     pilot: Choice | None = None
+    frames: dict | None = None
 
 
 def layers_to_try(names: Sequence[str], search: Search, layers: str | Sequence[str] | None = None) -> list[str]:
@@ -296,7 +299,7 @@ def probe(
         outputs = [combine(clips, tracks, one.ensemble) for clips, one in zip(outputs, trained, strict=True)]
     sizes = {split: int(part.offsets[-1]) for split, part in parts.items()}
     return replace(
-        _scored(task_data, search.name, np.stack(outputs)),
+        scored(task_data, search.name, np.stack(outputs)),
         differences=(*task_data.differences, *selected.affected),
         choice=choice,
         seeds=tuple(seeds),
@@ -317,7 +320,7 @@ def chance_result(task_data: TaskData, search: str = "quick") -> ProbeResult:
         outputs = np.bincount(targets, minlength=len(task.labels))
     else:
         outputs = targets.mean(axis=0)
-    return _scored(task_data, search, np.tile(outputs.astype(np.float32), (1, task_data.split_sizes["test"], 1)))
+    return scored(task_data, search, np.tile(outputs.astype(np.float32), (1, task_data.split_sizes["test"], 1)))
 
 
 def _checked(features: Mapping[str, np.ndarray] | SelectedRows, task_data: TaskData) -> SelectedRows:
@@ -357,10 +360,11 @@ def _probe_data(train: FeatureRows, validation: FeatureRows, task_data: TaskData
     )
 
 
-def _scored(task_data: TaskData, search: str, outputs: np.ndarray) -> ProbeResult:
+def scored(task_data: TaskData, search: str, outputs: np.ndarray) -> ProbeResult:
+    """The result of outputs for the test tracks of every seed, `(num_seeds, num_tracks, K)`, or events."""
     task, test, excluded = task_data.task, task_data.splits["test"], {}
     predictions = Predictions(task.name, task.labels, test.track_ids, test.targets, outputs)
-    if task.problem_type == "multi_label_classification":
+    if task.problem_type == "multi_label_classification" and not task.events:
         for split in ("validation", "test"):
             usable = scorable_tags(task_data.splits[split].targets)
             excluded[split] = [label for label, use in zip(task.labels, usable, strict=True) if not use]

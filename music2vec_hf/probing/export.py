@@ -24,7 +24,11 @@ from music2vec_hf.common.metrics import metric_title
 from music2vec_hf.common.render import render
 from music2vec_hf.features.encoders import CONV, OWN_MODEL_TYPES, FeatureSource, load_model
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
-from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
+from music2vec_hf.model.heads_music2vec import (
+    Music2VecForAudioFrameClassification,
+    Music2VecForSequenceClassification,
+    Music2VecHead,
+)
 from music2vec_hf.probing.evaluation import row_seconds
 from music2vec_hf.probing.probes import WEIGHTED, TrainedProbe
 from music2vec_hf.probing.report_tables import describe_settings
@@ -80,7 +84,8 @@ def export_probe(
     scores: Mapping[str, Mapping] | None = None,
     window_seconds: float = 30.0,
 ) -> Path:
-    """Write a probe with its encoder as a model for `AutoModelForAudioClassification`.
+    """Write a probe with its encoder as a model for `AutoModelForAudioClassification`, or of a task of beats or chords
+    for `AutoModelForAudioFrameClassification`.
 
     Args:
         model (`str` or `Path`): folder or Hub id of the Music2Vec or data2vec-audio model that gave its features.
@@ -97,7 +102,7 @@ def export_probe(
     encoder, extractor = load_model(model)
     seconds = row_seconds(task, protocol, window_seconds)
     config = _config(encoder.config, trained, task, window_seconds, "features" if seconds is None else "logits")
-    head = Music2VecForSequenceClassification(config)
+    head = (Music2VecForAudioFrameClassification if task.events else Music2VecForSequenceClassification)(config)
     head.data2vec_audio.load_state_dict(encoder.state_dict())
     _fill_head(head, trained)
     with written_aside(out) as aside:
@@ -134,13 +139,15 @@ def _config(
         "window_seconds": window_seconds,
         "window_average": window_average,
     }
+    if task.events:
+        settings |= {"frame_events": task.events, "frame_event_settings": list(trained.event_settings)}
     if task.problem_type == "regression":
         settings |= {"target_mean": trained.target_mean.tolist(), "target_std": trained.target_scale.tolist()}
     return Music2VecConfig.from_dict(encoder.to_dict() | settings)
 
 
 @torch.no_grad()
-def _fill_head(head: Music2VecForSequenceClassification, trained: TrainedProbe) -> None:
+def _fill_head(head: Music2VecHead, trained: TrainedProbe) -> None:
     mean, scale = trained.feature_mean, trained.feature_scale
     if trained.job.layer == WEIGHTED:
         if np.ptp(np.broadcast_to(scale, (len(trained.layer_weights), head.width)), axis=0).any():

@@ -194,6 +194,16 @@ SEARCHES = {
 }
 
 
+# Of tasks whose probes answer for every frame. Neighbouring frames are alike: few looks at many of them are enough.
+FRAME_SEARCH = Search(
+    "quick",
+    tuple(ProbeSettings("linear", rate, weight_decay=1e-4, batch_size=512) for rate in (3e-3, 1e-2)),
+    max_steps=1000,
+    eval_every=100,
+    patience=4,
+)
+
+
 def get_search(name: str) -> Search:
     """The search of a name. Raises ValueError if there is none."""
     if name not in SEARCHES:
@@ -223,6 +233,8 @@ class TrainedProbe:
             regression.
         layer_weights (`np.ndarray` of shape `(L,)`, *optional*): of `weighted`: the layers' shares, their sum is 1.
         ensemble (`str`): how the outputs for the clips of a track are combined, see [`combine`].
+        event_settings (`tuple[float, ...]`): what turns outputs for frames into events, see
+            `model/events_music2vec.py`.
     """
 
     job: ProbeJob
@@ -235,6 +247,7 @@ class TrainedProbe:
     target_scale: np.ndarray
     layer_weights: np.ndarray | None = None
     ensemble: str = "gmean"
+    event_settings: tuple[float, ...] = ()
 
     def predict(self, features: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
         """Logits or, for regression, values in the targets' units: float32 `(n, K)`.

@@ -207,7 +207,8 @@ def _stored(
         groups: dict[tuple[str, str], dict] = {}
         for record in content["records"]:
             task = TASKS.get(record["task"])
-            if record["source_kind"] == "model" and task is not None and task.problem_type == problem_type:
+            drawn = task is not None and task.problem_type == problem_type and not task.events
+            if record["source_kind"] == "model" and drawn:
                 groups.setdefault((record["source"], record["task"]), {})[record["metric"]] = record
         for (source, task), records in groups.items():
             path = base / next(iter(records.values()))["predictions"]

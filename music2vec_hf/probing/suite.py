@@ -31,6 +31,7 @@ from music2vec_hf.probing.evaluation import (
     select_rows,
 )
 from music2vec_hf.probing.export import export_probe, plan_exports
+from music2vec_hf.probing.frame_probes import FrameSettings, chance_events, check_frame_tasks, probe_frames
 from music2vec_hf.probing.probes import get_search
 from music2vec_hf.probing.scores import (
     Estimate,
@@ -42,7 +43,7 @@ from music2vec_hf.probing.scores import (
     value_metrics,
 )
 from music2vec_hf.probing.tasks.declarations import TaskData
-from music2vec_hf.probing.tasks.loading import describe_check, load_task, resolve_tasks
+from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task, resolve_tasks
 
 EARLIER = "earlier"
 
@@ -103,8 +104,10 @@ def run_suite(
     named_layers = partial(layers_to_try, search=get_search(search), layers=settings.layers)
     resolved = resolve_sources(sources, settings.random_init_seed)
     _check_request(resolved, seeds, output)
+    check_frame_tasks([TASKS[name] for name in resolve_tasks(tasks)], search)
     loaded = {name: load_task(name, data, settings.allow_missing) for name in resolve_tasks(tasks)}
-    seconds = {name: row_seconds(each.task, search, settings.window_seconds) for name, each in loaded.items()}
+    clip_tasks = {name: each for name, each in loaded.items() if not each.task.events}
+    seconds = {name: row_seconds(each.task, search, settings.window_seconds) for name, each in clip_tasks.items()}
     exports = plan_exports(resolved, list(loaded), settings.export)
     for task_data in loaded.values() if settings.progress else ():
         print(describe_check(task_data), file=sys.stderr)
@@ -120,17 +123,25 @@ def run_suite(
         if layers not in (None, PILOT):
             named_layers(encoder.layers)
         store = FeatureStore(cache, encoder, settings.window_seconds, settings.precision)
-        rows_of = _rows_of_tasks(store, loaded, seconds, digests, name if settings.progress else None)
+        rows_of = _rows_of_tasks(store, clip_tasks, seconds, digests, name if settings.progress else None)
         extracted, results[name] = time.perf_counter(), {}
         about[name] = {"source": name, "source_kind": source.kind, "model_hash": encoder.hash}
         for task, task_data in loaded.items():
+            progress = f"{name} on {task}" if settings.progress else None
+            if task_data.task.events:
+                how = (settings.window_seconds, settings.precision, settings.device, layers, progress)
+                results[name][task] = probe_frames(encoder, task_data, digests, seeds, FrameSettings(cache, *how))
+                continue
             selected = select_rows(rows_of[task], task_data, seconds[task])
             affected[task] |= selected.affected
-            notes = {"kept_in": cache / "searches", "progress": f"{name} on {task}" if settings.progress else None}
+            notes = {"kept_in": cache / "searches", "progress": progress}
             results[name][task] = probe(selected, task_data, search, seeds, settings.device, layers, **notes)
         ended = time.perf_counter()
         timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
-    results[CHANCE] = {task: chance_result(task_data, search) for task, task_data in loaded.items()}
+    results[CHANCE] = {
+        task: (chance_events if task_data.task.events else chance_result)(task_data, search)
+        for task, task_data in loaded.items()
+    }
     about[CHANCE] = {"source": CHANCE, "source_kind": CHANCE, "model_hash": None}
     affected = {task: {sentence: tracks for sentence, tracks in of.items() if tracks} for task, of in affected.items()}
     content = _content(results, about, search, settings) | {"affected_tracks": affected, "timings": timings}
@@ -213,23 +224,27 @@ def _records(result: ProbeResult, about: Mapping) -> list[dict]:
     """A record for each metric."""
     choice, rows = result.choice, result.rows or {}
     ensembles = [trained.ensemble for trained in result.probes]
-    shared = dict(about) | {
-        "task": result.task.name,
-        "synthetic": result.task.synthetic,
-        "split_sizes": result.split_sizes,
-        **{name: rows.get(name) for name in ("row_seconds", "num_rows", "dropped_rows")},
-        "excluded_tags": result.excluded_tags,
-        "differences": list(result.differences),
-        "layer": choice.layer if choice else None,
-        "probe_settings": asdict(choice.settings) if choice else None,
-        "validation_metric": result.task.primary_metric,
-        "validation_score": choice.score if choice else None,
-        "validation_by_layer": _validation(choice),
-        "pilot_by_layer": _validation(result.pilot),
-        "seeds": list(result.seeds),
-        # How the rows of a track were combined, for each seed; None where every track is one row.
-        "ensemble": ensembles if rows and rows["num_rows"] != result.split_sizes else None,
-    }
+    shared = (
+        dict(about)
+        | {
+            "task": result.task.name,
+            "synthetic": result.task.synthetic,
+            "split_sizes": result.split_sizes,
+            **{name: rows.get(name) for name in ("row_seconds", "num_rows", "dropped_rows")},
+            "excluded_tags": result.excluded_tags,
+            "differences": list(result.differences),
+            "layer": choice.layer if choice else None,
+            "probe_settings": asdict(choice.settings) if choice else None,
+            "validation_metric": result.task.primary_metric,
+            "validation_score": choice.score if choice else None,
+            "validation_by_layer": _validation(choice),
+            "pilot_by_layer": _validation(result.pilot),
+            "seeds": list(result.seeds),
+            # How the rows of a track were combined, for each seed; None where every track is one row.
+            "ensemble": ensembles if rows and rows["num_rows"] != result.split_sizes else None,
+        }
+        | ({"frames": result.frames} if result.frames else {})
+    )
     return [shared | {"metric": metric} | score for metric, score in result.scores.items()]
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from music2vec_hf.common.files import check_new_folder, write_json, write_text, written_aside
 from music2vec_hf.common.render import render as render_template
+from music2vec_hf.synthetic.events import events_of
 from music2vec_hf.synthetic.render import SAMPLING_RATE, render, silent_share
 from music2vec_hf.synthetic.score import GENRES, KEYS, TIMBRES, Composer, Score, draw_spec
 
@@ -116,6 +117,7 @@ def affect_of(score: Score, rng: np.random.Generator) -> dict[str, float]:
 # ---- the corpus ----
 
 GENERATOR_VERSION = 1  # a change of any sample or label in any clip asks for a new number
+EVENTS = "events.json"  # track_id -> what `events_of` says of the clip
 COLUMNS = tuple("file_name split track_id composition_id genre key arousal valence tags duration".split())
 _RANGES = {
     "num_clips": (1, 10_000_000),
@@ -140,6 +142,11 @@ def synthesize_clip(seed: int, index: int, clip_seconds: float = 10.0) -> tuple[
     Raises:
         ValueError: if the seed, the index or the length is out of range.
     """
+    return _clip(seed, index, clip_seconds)[:2]
+
+
+def _clip(seed: int, index: int, clip_seconds: float) -> tuple[np.ndarray, dict, dict]:
+    """Samples and labels as [`synthesize_clip`] gives them, and the clip's events."""
     place, score, samples = _play(seed, index, clip_seconds)
     labels = {
         "split": place["split"],
@@ -151,7 +158,7 @@ def synthesize_clip(seed: int, index: int, clip_seconds: float = 10.0) -> tuple[
         "tags": tags_of(score),
         "duration": len(samples) / SAMPLING_RATE,
     }
-    return samples, labels
+    return samples, labels, events_of(score)
 
 
 def synthesize_score(seed: int, index: int, clip_seconds: float = 10.0) -> Score:
@@ -162,10 +169,10 @@ def synthesize_score(seed: int, index: int, clip_seconds: float = 10.0) -> Score
 def synthesize_corpus(
     out: str | os.PathLike, num_clips: int, seed: int, clip_seconds: float = 10.0, num_proc: int = 1
 ) -> dict:
-    """Write a labelled synthetic corpus: audio, metadata.csv, synth.json and a data set card.
+    """Write a labelled synthetic corpus: audio, metadata.csv, events.json, synth.json and a data set card.
 
     The corpus is written aside and renamed at the end. Equal seeds give equal bytes, for any `num_proc`. Where `out`
-    already holds this very corpus, nothing is written.
+    already holds this very corpus, nothing is written but an events.json that it lacks.
 
     Args:
         out: folder to create. It must not exist, be empty, or hold the same corpus.
@@ -187,13 +194,17 @@ def synthesize_corpus(
         "clip_seconds": float(clip_seconds),
     }
     if (summary := _finished_corpus(out, settings)) is not None:
+        if not (out / EVENTS).is_file():
+            find = partial(_events_of_clip, settings["seed"], settings["clip_seconds"])
+            write_json(out / EVENTS, dict(_in_order(find, num_clips, num_proc)), indent=None)
         return summary
     check_new_folder(out, f"this corpus ({settings})")
     with written_aside(out) as aside:
         for split in SPLITS:
             (aside / "audio" / split).mkdir(parents=True)
         write = partial(_write_clip, aside, settings["seed"], settings["clip_seconds"])
-        rows = list(tqdm(_in_order(write, num_clips, num_proc), total=num_clips, desc="synth", unit="clip"))
+        clips = tqdm(_in_order(write, num_clips, num_proc), total=num_clips, desc="synth", unit="clip")
+        rows, events = zip(*clips, strict=True)
         counts = Counter(row["split"] for row in rows)
         summary = {
             **settings,
@@ -208,6 +219,8 @@ def synthesize_corpus(
             writer.writeheader()
             writer.writerows({**row, "tags": ";".join(row["tags"])} for row in rows)
         write_text(aside / "README.md", render_template(Path(__file__).with_name("card.md.jinja"), **summary))
+        by_track = {row["track_id"]: found for row, found in zip(rows, events, strict=True)}
+        write_json(aside / EVENTS, by_track, indent=None)
         write_json(aside / "synth.json", summary)
     return summary
 
@@ -259,11 +272,17 @@ def _play(seed: int, index: int, clip_seconds: float) -> tuple[dict, Score, np.n
     raise RuntimeError(f"Clip {index} of seed {seed} stayed nearly silent in 20 draws; please report this.")
 
 
-def _write_clip(folder: Path, seed: int, clip_seconds: float, index: int) -> dict:
-    samples, labels = synthesize_clip(seed, index, clip_seconds)
+def _events_of_clip(seed: int, clip_seconds: float, index: int) -> tuple[str, dict]:
+    _, labels, events = _clip(seed, index, clip_seconds)
+    return labels["track_id"], events
+
+
+def _write_clip(folder: Path, seed: int, clip_seconds: float, index: int) -> tuple[dict, dict]:
+    """The clip's row of metadata.csv and its events."""
+    samples, labels, events = _clip(seed, index, clip_seconds)
     file_name = f"audio/{labels['split']}/{labels['track_id']}.flac"
     soundfile.write(folder / file_name, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return {"file_name": file_name, **labels}
+    return {"file_name": file_name, **labels}, events
 
 
 def _in_order(write, num_clips: int, num_proc: int):

@@ -7,7 +7,7 @@ onsets), velocities lie in [0, 1].
 import math
 import re
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,11 +77,15 @@ DrumHit = namedtuple("DrumHit", "onset sound velocity")
 
 @dataclass(frozen=True)
 class Score:
-    """A clip's specification with everything that is played in it."""
+    """A clip's specification with everything that is played in it.
+
+    `chords` follow each other from the first bar line on, `spec.chord_beats` each.
+    """
 
     spec: ClipSpec
     notes: list[Note]
     hits: list[DrumHit]
+    chords: list[Chord] = field(default_factory=list)
 
 
 def draw_spec(genre: str, key: str, clip_seconds: float, rng: np.random.Generator) -> ClipSpec:
@@ -163,7 +167,7 @@ class Composer:
         end = self.spec.clip_seconds
         notes = [note for note in self.notes if note.onset < end - 0.02 and note.onset + note.seconds > 0.02]
         hits = [hit for hit in self.hits if -0.02 < hit.onset < end - 0.02]
-        return Score(self.spec, notes, hits)
+        return Score(self.spec, notes, hits, self.chords)
 
     def _seconds(self, beat: float) -> float:
         whole, part = divmod(beat, 1.0)

@@ -225,7 +225,9 @@ def test_corpus_holds_what_its_metadata_says(corpus):
     assert summary["splits"] == dict(Counter(row["split"] for row in rows))
     assert summary["keys"] == list(KEYS) and summary["tags"] == list(TAGS) and summary["genres"] == list(GENRES)
     assert len(set(KEYS)) == 24 and KEYS[1] == "Db major" and KEYS[-2] == "Bb minor" and "#" not in "".join(KEYS)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "audio", "metadata.csv", "synth.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "audio", "events.json", "metadata.csv", "synth.json")
+    ]
 
 
 def test_written_audio_is_the_clip_to_16_bits(corpus):

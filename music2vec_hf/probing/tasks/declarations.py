@@ -13,7 +13,10 @@ import yaml
 
 from music2vec_hf.audio.labels import name_some
 from music2vec_hf.audio.reading import find_audio_files
+from music2vec_hf.common.events import EVENT_LABELS
 from music2vec_hf.common.metrics import KEY_LABELS
+
+NO_BENCHMARK = "a data set of your own: there is no published score to stand beside."
 
 
 def list_path(name: str) -> Path:
@@ -109,11 +112,12 @@ class Task:
 
     Attributes:
         metrics (`tuple[str, ...]`): what is reported, names of `common/metrics.py`.
-        primary_metric (`str`): what chooses layer and settings on the validation split.
+        primary_metric (`str`): what chooses layer and settings on the validation split; of events, over its frames.
         value_metrics (`tuple[str, ...]`): metrics whose mean is the task's value in the task mean.
         license, citation, source, split_rule (`str`): terms of the data, citation, where to get it, how it is split.
         synthetic (`bool`): the data is generated, so a score says nothing about real music.
         labels (`tuple[str, ...]`): names of the outputs; empty until the data is loaded where the data names them.
+        events (`str`): `"beats"` or `"chords"`, whose times a probe finds frame by frame; else empty.
         dataset (`str`): the data set that the task is made of; `load_task` looks into a folder of this name.
         counts (`tuple[int, ...]`): tracks of the benchmark's train, validation and test split; empty without one.
         label_counts (`Mapping[str, tuple[int, ...]]`): tracks with each label in these splits, where they are known.
@@ -138,6 +142,7 @@ class Task:
     split_rule: str
     synthetic: bool = False
     labels: tuple[str, ...] = ()
+    events: str = ""
     dataset: str = ""
     counts: tuple[int, ...] = ()
     label_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, repr=False)
@@ -164,6 +169,8 @@ def _declare(name: str, values: dict) -> Task:
         values["labels"] = tuple(list_path(label_list).read_text(encoding="utf-8").splitlines())
     if "weighted_key_score" in values["metrics"]:
         values["labels"] = KEY_LABELS
+    if values.get("events"):
+        values["labels"] = tuple(label for label in EVENT_LABELS[values["events"]] if label != "X")
     return Task(name=name, **values)
 
 
@@ -172,7 +179,8 @@ class Split:
     """One split of a task: track ids, audio files and targets, in one order.
 
     Attributes:
-        targets (`np.ndarray`): `(n,)` int64 classes, `(n, K)` float32 zeros and ones, or `(n, K)` float32 values.
+        targets (`np.ndarray`): `(n,)` int64 classes, `(n, K)` float32 zeros and ones, or `(n, K)` float32 values;
+            or `(n, E, 3)` float64 events, as in `common/events.py`.
         num_clips (`tuple[int, ...]`): whole clips of `Task.clip_seconds` in each song, from its start, by the length
             that its header states; at least 1. Empty where a track is one clip.
     """
@@ -223,12 +231,13 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Example:
-    """One track as a reader found it; `label` is its class, its list of tags, or its list of numbers."""
+    """One track as a reader found it; `label` is its class, its list of tags, its list of numbers, or its events
+    `[E, 3]`."""
 
     split: str
     track_id: str
     path: Path
-    label: str | Sequence
+    label: str | Sequence | np.ndarray
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,19 @@ from music2vec_hf.audio.labels import (
 )
 from music2vec_hf.audio.reading import AudioReader, find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
+from music2vec_hf.common.events import stack_events
 from music2vec_hf.common.files import read_json, written_aside
-from music2vec_hf.probing.tasks import classes, songs
-from music2vec_hf.probing.tasks.declarations import SPLITS, Example, Found, Split, Task, TaskData, read_declarations
-
-NO_BENCHMARK = "a data set of your own: there is no published score to stand beside."
+from music2vec_hf.probing.tasks import classes, frames, songs
+from music2vec_hf.probing.tasks.declarations import (
+    NO_BENCHMARK,
+    SPLITS,
+    Example,
+    Found,
+    Split,
+    Task,
+    TaskData,
+    read_declarations,
+)
 
 
 def read_custom(task: Task, folder: Path) -> Found:
@@ -66,6 +74,10 @@ def read_synthetic(task: Task, folder: Path) -> Found:
             raise FileNotFoundError(
                 f"'{folder}' has no {name}, so it is no synthetic corpus; make one with `{task.source}`."
             )
+    if task.events:
+        parts = _list_files(folder, "track_id").items()
+        clips = [(split, *clip) for split, part in parts for clip in zip(part.track_ids, part.paths, strict=True)]
+        return frames.with_events(task, folder, [Example(*clip, label="") for clip in clips])
     vocabulary = read_json(folder / "synth.json", f"make the corpus again with `{task.source}`")
     labels = {"genre": vocabulary["genres"], "tags": vocabulary["tags"]}.get(task.title, task.labels)
     task = replace(task, labels=tuple(labels))
@@ -167,10 +179,18 @@ _READERS = {
     "nsynth": classes.read_nsynth,
     "vocalset": classes.read_vocalset,
     "real-music": classes.read_real_music,
+    "ballroom": frames.read_ballroom,
     "": read_custom,
 }
+# Of tasks whose data set is that of other tasks, too.
+_READERS_OF_TASKS = {
+    "gtzan-beats": frames.read_gtzan_rhythm,
+    "beats": frames.read_own_events,
+    "chords": frames.read_own_events,
+}
 TASK_GROUPS = {
-    "synthetic": tuple(name for name, task in TASKS.items() if task.synthetic),
+    "synthetic": tuple(name for name, task in TASKS.items() if task.synthetic and not task.events),
+    "synthetic-frames": tuple(name for name, task in TASKS.items() if task.synthetic and task.events),
     "real": tuple(name for name, task in TASKS.items() if task.dataset == "real-music"),
     "paper": ("magnatagatune", "gtzan", "giantsteps", "emomusic"),
 }
@@ -180,7 +200,7 @@ CLIP_TOLERANCE_SECONDS = 0.1
 
 
 def resolve_tasks(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Expand task and group names (`synthetic`, `real`, `paper`: the four of Table 1), each task once.
+    """Expand task and group names (`synthetic`, `synthetic-frames`, `real`, `paper`: the four of Table 1), each once.
 
     Raises ValueError if a name is neither a task nor a group.
     """
@@ -214,7 +234,8 @@ def load_task(name: str, folder: str | Path, allow_missing: bool = False) -> Tas
         raise ValueError(f"There is no task '{name}'; use one of {', '.join(TASKS)}.")
     task, folder = TASKS[name], Path(folder)
     own = folder / task.dataset  # the folder itself where the task names no data set
-    return check_found(_READERS[task.dataset](task, own if own.is_dir() else folder), allow_missing)
+    read = _READERS_OF_TASKS.get(name) or _READERS[task.dataset]
+    return check_found(read(task, own if own.is_dir() else folder), allow_missing)
 
 
 def check_found(found: Found, allow_missing: bool = False) -> TaskData:
@@ -223,12 +244,12 @@ def check_found(found: Found, allow_missing: bool = False) -> TaskData:
     Raises as [`load_task`].
     """
     task, by_split = found.task, _examples_by_split(found)
-    targets = {
-        name: make_targets(
-            task.problem_type, [one.label for one in chosen], task.labels, f"'{found.where}', split {name},"
+    targets = {}
+    for name, chosen in by_split.items():
+        labels, where = [one.label for one in chosen], f"'{found.where}', split {name},"
+        targets[name] = (
+            stack_events(labels) if task.events else make_targets(task.problem_type, labels, task.labels, where)
         )
-        for name, chosen in by_split.items()
-    }
     differences = {**found.differences, **_label_differences(task, targets)}
     seconds, faults = read_headers([one.path for one in found.examples])
     if not allow_missing:
