@@ -41,6 +41,11 @@ class FrameSettings:
     layers: str | Sequence[str] | None = None
     progress: str | None = None
 
+    @classmethod
+    def of(cls, settings, cache: Path, layers, progress: str | None) -> "FrameSettings":
+        """Those of a run of the suite."""
+        return cls(cache, settings.window_seconds, settings.precision, settings.device, layers, progress)
+
 
 def frame_targets(events: np.ndarray, times: np.ndarray, kind: str, period: float) -> np.ndarray:
     """Targets of the frames of a track, from its events `[E, 3]` and the frames' times `[T]`, `period` apart.
@@ -194,4 +199,6 @@ def check_frame_tasks(tasks: Sequence[Task], search: str) -> None:
     """Raise ValueError if a task of events is asked for under a protocol that has none."""
     names = [task.name for task in tasks if task.events]
     if names and search != FRAME_SEARCH.name:
-        raise ValueError(f"{', '.join(names)} is probed under '{FRAME_SEARCH.name}' only, not under '{search}'.")
+        raise ValueError(
+            f"{', '.join(names)}: beats and chords are probed under '{FRAME_SEARCH.name}' only, not '{search}'."
+        )

@@ -129,8 +129,8 @@ def run_suite(
         for task, task_data in loaded.items():
             progress = f"{name} on {task}" if settings.progress else None
             if task_data.task.events:
-                how = (settings.window_seconds, settings.precision, settings.device, layers, progress)
-                results[name][task] = probe_frames(encoder, task_data, digests, seeds, FrameSettings(cache, *how))
+                how = FrameSettings.of(settings, cache, layers, progress)
+                results[name][task] = probe_frames(encoder, task_data, digests, seeds, how)
                 continue
             selected = select_rows(rows_of[task], task_data, seconds[task])
             affected[task] |= selected.affected
@@ -138,10 +138,7 @@ def run_suite(
             results[name][task] = probe(selected, task_data, search, seeds, settings.device, layers, **notes)
         ended = time.perf_counter()
         timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
-    results[CHANCE] = {
-        task: (chance_events if task_data.task.events else chance_result)(task_data, search)
-        for task, task_data in loaded.items()
-    }
+    results[CHANCE] = {task: _chance(task_data, search) for task, task_data in loaded.items()}
     about[CHANCE] = {"source": CHANCE, "source_kind": CHANCE, "model_hash": None}
     affected = {task: {sentence: tracks for sentence, tracks in of.items() if tracks} for task, of in affected.items()}
     content = _content(results, about, search, settings) | {"affected_tracks": affected, "timings": timings}
@@ -153,6 +150,10 @@ def run_suite(
             result.probes[0], result.task, models[name], folder, search, result.scores, settings.window_seconds
         )
     return path
+
+
+def _chance(task_data: TaskData, search: str) -> ProbeResult:
+    return (chance_events if task_data.task.events else chance_result)(task_data, search)
 
 
 def _check_request(sources: Sequence[FeatureSource], seeds: Sequence[int], output: Path) -> None:

@@ -40,12 +40,13 @@ def read_ballroom(task: Task, folder: Path) -> Found:
     albums (`Albums-<album>-<number>`) and single tracks (`Media-<number>`) are split by a hash of their names.
     """
     found = _pair(task, folder, ".beats", read_beats, "Albums-Fire-01.beats beside or below BallroomData")
-    copies = [one.path.name for one in found.examples if one.track_id in BALLROOM_COPIES]
-    examples = [
-        replace(one, split=hashed_split(one.track_id.rpartition("-")[0] if one.track_id[0] == "A" else one.track_id))
-        for one in found.examples
-        if one.track_id not in BALLROOM_COPIES
-    ]
+    copies = [one.track_id for one in found.examples if one.path.stem in BALLROOM_COPIES]
+    examples = []
+    for one in found.examples:
+        name = one.path.stem
+        if name not in BALLROOM_COPIES:
+            album = name.rpartition("-")[0] if name.startswith("Albums") else name
+            examples.append(replace(one, split=hashed_split(album), track_id=name))
     return replace(found, examples=examples, extra=[*found.extra, *copies])
 
 
@@ -86,7 +87,7 @@ def read_own_events(task: Task, folder: Path) -> Found:
         relative = one.path.relative_to(folder)
         group = relative.parent if len(parents) >= MIN_FOLDERS else relative.with_suffix("")
         split = spelling.get(relative.parts[0]) or hashed_split(group.as_posix())
-        examples.append(replace(one, split=split, track_id=relative.as_posix()))
+        examples.append(replace(one, split=split))
     return replace(found, examples=examples, differences={NO_BENCHMARK: [], **found.differences})
 
 
@@ -113,18 +114,18 @@ def _synthetic(task: Task, events: dict) -> np.ndarray:
 
 
 def _pair(task: Task, folder: Path, suffix: str, read: Callable, what: str) -> Found:
-    """Every audio file that has an annotation; its id is its stem, its split is not known yet."""
+    """Every audio file that has an annotation; its id is its relative path, its split is not known yet."""
     annotations = defaultdict(list)
     for path in sorted(folder.rglob(f"*{suffix}")):
         annotations[path.stem].append(path)
     examples, extra, used = [], [], set()
     for audio in find_audio_files(folder):
-        chosen = _of_audio(audio, annotations[audio.stem])
+        chosen, name = _of_audio(audio, annotations[audio.stem]), audio.relative_to(folder).as_posix()
         if chosen is None:
-            extra.append(audio.relative_to(folder).as_posix())
+            extra.append(name)
         else:
             used.add(chosen)
-            examples.append(Example("", audio.stem, audio, read(chosen)))
+            examples.append(Example("", name, audio, read(chosen)))
     if not examples:
         raise FileNotFoundError(f"'{folder}' has no {what}. Get it from: {task.source}.")
     lonely = [path.name for paths in annotations.values() for path in paths if path not in used]

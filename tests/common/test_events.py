@@ -1,0 +1,96 @@
+"""Scores of beats and chords equal mir_eval's own, on worked examples."""
+
+import mir_eval
+import numpy as np
+import pytest
+
+from music2vec_hf.common.events import CHORD_LABELS, NO_CHORD, NOT_SCORED, chord_class, real_events, stack_events
+from music2vec_hf.common.metrics import get_metric
+from music2vec_hf.probing.scores import Predictions, score_predictions
+from music2vec_hf.probing.tasks.frames import read_chords
+
+BEATS = {
+    "as they are": ([0.5, 1.0, 1.5], [0.5, 1.0, 1.5], 1.0),
+    "within 70 ms": ([0.5, 1.0, 1.5], [0.56, 0.95, 1.58], 2 / 3),
+    "one for two": ([1.0, 1.05], [1.02], 2 / 3),
+    "two for one": ([1.0], [0.98, 1.02], 2 / 3),
+    "a chain, which the nearest first would break": ([1.0, 1.1], [1.04, 1.17], 1.0),
+    "twice as fast": ([0.0, 1.0, 2.0, 3.0], [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0], 8 / 11),
+    "none found": ([0.5], [], 0.0),
+    "none there": ([], [0.5], 0.0),
+}
+
+
+def beats(times, label=0):
+    return np.array([(time, time, label) for time in times]).reshape(-1, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*beats are empty")
+@pytest.mark.parametrize("label, metric", [(0, "beat_f_measure"), (1, "downbeat_f_measure")])
+def test_f_measures_are_those_of_mir_eval(label, metric):
+    references, estimates, expected = zip(*BEATS.values(), strict=True)
+    # Events of the other label must not count.
+    other = beats([0.2, 0.4, 0.6, 0.8], 1 - label)
+    stacked = [
+        stack_events([np.concatenate([beats(times, label), other]) for times in side])
+        for side in (references, estimates)
+    ]
+    values = np.array([float(get_metric(metric)(a[None], b[None])) for a, b in zip(*stacked, strict=True)])
+    theirs = [mir_eval.beat.f_measure(np.array(a), np.array(b)) for a, b in zip(references, estimates, strict=True)]
+    np.testing.assert_array_equal(values, theirs)
+    np.testing.assert_allclose(values, expected)
+    assert float(get_metric(metric)(*stacked)) == pytest.approx(np.mean(theirs))
+
+
+REFERENCES = {
+    "sevenths and inversions": "0 1 C:maj\n1 2.5 A:min7/b3\n2.5 3 G:7\n3 4 F:maj7",
+    "not in the vocabulary": "0 1 N\n1 2 B:dim\n2 3 D:sus4\n3 3.5 X\n3.5 4 E:min",
+    "other spellings": "0 1 A#:min\n1 2 Db\n2 3 Cb:maj\n3 4 F#:(1,3,5)",
+    "nothing that counts": "0 2 C:aug\n2 4 C:hdim7",
+    "a longer one": "0 1 C\n1 6 G",
+}
+ESTIMATES = ("0 4 C:maj", "0 1.2 C:maj\n1.2 2.4 A:min\n2.4 4 G:maj", "0 1 N\n1 2 Bb:min\n2 3 B:maj\n3 4 Gb:maj")
+
+
+@pytest.mark.filterwarnings("ignore:No reference chords")
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_overlaps_are_those_of_mir_eval(reference, estimate, tmp_path):
+    sides = []
+    for name, text in (("reference", REFERENCES[reference]), ("estimate", estimate)):
+        (tmp_path / f"{name}.lab").write_text(text)
+        intervals, labels = mir_eval.io.load_labeled_intervals(str(tmp_path / f"{name}.lab"))
+        sides.append((intervals, labels, read_chords(tmp_path / f"{name}.lab")))
+    (truth, names, ours), (guess, guessed, found) = sides
+    theirs = mir_eval.chord.evaluate(truth, names, guess, guessed)["majmin"]
+    assert float(get_metric("chord_majmin")(stack_events([ours]), stack_events([found]))) == pytest.approx(theirs)
+
+
+def test_worked_overlap():
+    """Of 4 s right are 1 + 0.2 in C (of 0 to 1), 0.5 in A minor; B dim is not scored."""
+    reference = np.array([(0, 1, 0), (1, 2, NOT_SCORED), (2, 4, 21)], float)
+    estimate = np.array([(0, 3.5, 0), (3.5, 4, 21)], float)
+    score = get_metric("chord_majmin")(stack_events([reference]), stack_events([estimate]))
+    assert CHORD_LABELS[21] == "A:min" and float(score) == pytest.approx(1.5 / 3)
+
+
+def test_classes_of_chords():
+    labels = ("C", "Db:min7", "C#:min", "B:maj/5", "N", "X", "C:dim", "G:9", "G:5")
+    classes = (0, 13, 13, 11, NO_CHORD, NOT_SCORED, NOT_SCORED, 7, NOT_SCORED)
+    assert tuple(map(chord_class, labels)) == classes
+    with pytest.raises(ValueError, match=r"'H:moll' is no chord such as A:min7/b3 or N"):
+        chord_class("H:moll")
+
+
+def test_resamples_draw_tracks_and_padding_is_no_event(tmp_path):
+    tracks = [beats([1.0]), beats([1.0, 2.0, 3.0]), beats([])]
+    references, outputs = stack_events(tracks), stack_events([tracks[0], tracks[1][:1], beats([5.0, 6.0])])[None]
+    assert [len(real_events(rows)) for rows in references] == [1, 3, 0]
+    weights = np.array([[3, 0, 0], [0, 2, 1]], np.float32)
+    np.testing.assert_allclose(get_metric("beat_f_measure")(references, outputs, weights), [[1, 1 / 3]])
+    predictions = Predictions("beats", ("beat", "downbeat"), ("a", "b", "c"), references, outputs)
+    predictions.save(tmp_path / "kept.npz")
+    kept = Predictions.load(tmp_path / "kept.npz")
+    assert score_predictions(kept, ["beat_f_measure"])["beat_f_measure"]["value"] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="do not fit"):
+        get_metric("beat_f_measure")(references, outputs[:, :2])
