@@ -18,7 +18,7 @@ from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.probing.tasks.loading import TASKS
 
 NUM_RESAMPLES = 1000
-LIBRARIES = ("music2vec_hf", "torch", "transformers", "numpy")
+LIBRARIES = ("music2vec_hf", "torch", "transformers", "numpy", "mir_eval")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import AutoConfig, Data2VecAudioConfig
 
 from music2vec_hf import Music2VecConfig
+from music2vec_hf.model.configuration_music2vec import custom_pipelines
 
 
 def test_defaults_are_the_papers_base_model():
@@ -69,3 +70,19 @@ def test_the_published_config_with_a_path_in_vocab_size_loads(tmp_path):
         Data2VecAudioConfig.from_pretrained(tmp_path)
     config = Music2VecConfig.from_pretrained(tmp_path)
     assert (config.model_type, config.layerdrop, config.vocab_size) == ("music2vec", 0.1, 32)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "frame_events", "served_by"),
+    [
+        ("Music2VecForSequenceClassification", None, ["AutoModelForAudioClassification"]),
+        ("Music2VecForAudioFrameClassification", "beats", ["AutoModelForAudioFrameClassification"]),
+        ("Music2VecForAudioFrameClassification", None, None),
+        ("Music2VecModel", None, None),
+    ],
+)
+def test_the_pipeline_is_named_where_it_serves_the_head(architecture, frame_events, served_by):
+    found = custom_pipelines([architecture], frame_events)
+    assert (found and found["audio-classification"]["pt"]) == served_by
+    with pytest.raises(StrictDataclassClassValidationError, match=r"`frame_events` is 'notes'. Use 'beats', 'chords'"):
+        Music2VecConfig(frame_events="notes")

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 import soundfile
 from toy_datasets import gtzan_subset, write_tone
-from transformers import AutoModelForAudioFrameClassification, pipeline
+from toy_model import SIZES
+from transformers import (
+    AutoModelForAudioFrameClassification,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
 
 from music2vec_hf.common.files import read_results
+from music2vec_hf.features.encoders import load_encoder
 from music2vec_hf.features.frames import FrameEncoder
 from music2vec_hf.features.spectral import SpectralEncoder
 from music2vec_hf.model.events_music2vec import frame_events
@@ -242,6 +250,16 @@ def test_kept_frames_are_frames_of_the_track(corpus):
     soundfile.write(path.parent.parent / "onset.wav", onset, 16_000)
     times, frames = next(encoder.hear([path.parent.parent / "onset.wav"]))
     assert abs(times[frames["mel"][:, 128:].sum(axis=1).argmax()] - 0.5) < 0.07  # in the middle of the rise
+
+
+def test_models_of_others_give_frames_at_their_own_rate(corpus, tmp_path):
+    sizes = SIZES | {"conv_dim": [8] * 3, "conv_kernel": [400, 3, 3], "conv_stride": [80, 2, 2]}
+    HubertModel(HubertConfig(**sizes, feat_extract_norm="group")).save_pretrained(tmp_path / "hubert")
+    Wav2Vec2FeatureExtractor(sampling_rate=8_000, do_normalize=True).save_pretrained(tmp_path / "hubert")
+    encoder = FrameEncoder(load_encoder(tmp_path / "hubert"), 30)
+    times, frames = next(encoder.hear(load_task("synthetic-beats", corpus).splits["test"].paths[:1], ["1"]))
+    assert encoder.period == 0.04 and np.allclose(np.diff(times), 0.04) and 1.8 < times[-1] < 2.0
+    assert frames["1"].shape == (len(times), SIZES["hidden_size"])
 
 
 @pytest.fixture

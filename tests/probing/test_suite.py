@@ -22,7 +22,9 @@ from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, re
 
 def test_mistakes_get_a_sentence(tmp_path):
     features, task_data = toy_task("synthetic-genre")
-    with pytest.raises(ValueError, match="no task 'gtzam'; use one of synthetic, synthetic-frames, real, paper, synthetic-genre"):
+    with pytest.raises(
+        ValueError, match="no task 'gtzam'; use one of synthetic, synthetic-frames, real, paper, synthetic-genre"
+    ):
         resolve_tasks("gtzam")
     with pytest.raises(ValueError, match=r"rows in the order of `task_data.paths`"):
         probe({"0": features["0"][:-1]}, task_data, SEARCH)
