@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import soundfile
-from toy_datasets import gtzan_subset, write_tone
+from toy_datasets import BALLROOM, BEATS, gtzan_subset, write_tone
 from toy_model import SIZES
 from transformers import (
     AutoModelForAudioFrameClassification,
@@ -34,7 +34,6 @@ from music2vec_hf.probing.tasks.loading import load_task
 from music2vec_hf.synthetic.events import events_of
 from music2vec_hf.synthetic.generator import synthesize_corpus, synthesize_score
 
-BEATS = "0.50 1\n1.00 2\n\n1.50 3\n2.00 1\n"
 CHORDS = "0.0 1.0 N\n1.0 2.5 C:maj\n2.6 3.0 A:min7/b3\n"
 BEAT_ROWS = [(0.5, 0), (0.5, 1), (1.0, 0), (1.5, 0), (2.0, 0), (2.0, 1)]
 
@@ -90,23 +89,10 @@ def test_a_corpus_of_an_earlier_version_gets_its_events_from_synth(tmp_path):
         load_task("synthetic-chords", tmp_path / "corpus")
 
 
-def build_ballroom(root, names):
-    for name in names:
-        write_tone(root / "BallroomData" / "Waltz" / f"{name}.wav", seconds=0.3)
-        (root / "BallroomAnnotations").mkdir(exist_ok=True)
-        (root / "BallroomAnnotations" / f"{name}.beats").write_text(BEATS)
-    return root
-
-
-def test_ballroom_is_read_without_copies_and_albums_stay_together(tmp_path):
-    names = [f"Albums-{album}-{number:02d}" for album in ("Fire", "Macumba", "Latin_Jam") for number in (1, 13)]
-    names += [f"Media-10{number}" for number in range(3401, 3416)]
-    root = build_ballroom(tmp_path / "ballroom", names)
-    write_tone(root / "BallroomData" / "Waltz" / "alone.wav", seconds=0.3)
-    (root / "BallroomAnnotations" / "Media-1.beats").write_text(BEATS)
-    data = load_task("ballroom-beats", tmp_path)
+def test_ballroom_is_read_without_copies_and_albums_stay_together(toy):
+    data = load_task("ballroom-beats", toy)
     used = {track: name for name, split in data.splits.items() for track in split.track_ids}
-    assert set(used) == set(names) - set(BALLROOM_COPIES) and len(BALLROOM_COPIES) == 13
+    assert set(used) == {*BALLROOM} - {*BALLROOM_COPIES} and len(BALLROOM_COPIES) == 13
     assert used["Albums-Fire-01"] == used["Albums-Fire-13"] == hashed_split("Albums-Fire")
     assert [(a, label) for a, _, label in events(data, "Media-103401")] == BEAT_ROWS
     assert "BallroomData/Waltz/alone.wav" in data.extra and "BallroomData/Waltz/Media-103415.wav" in data.extra

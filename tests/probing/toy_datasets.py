@@ -271,6 +271,23 @@ def build_real_music(root):
     return root
 
 
+BALLROOM = (
+    *(f"Albums-{album}-{number:02d}" for album in ("Fire", "Macumba", "Latin_Jam") for number in (1, 13)),
+    *(f"Media-10{number}" for number in range(3401, 3416)),
+)
+BEATS = "0.50 1\n1.00 2\n\n1.50 3\n2.00 1\n"
+
+
+def build_ballroom(root):
+    """Both archives, with 21 excerpts of which the annotators name three as copies; one has no annotation."""
+    for name in (*BALLROOM, "alone"):
+        write_tone(root / "BallroomData" / "Waltz" / f"{name}.wav", seconds=0.3)
+    (root / "BallroomAnnotations").mkdir()
+    for name in (*BALLROOM, "Media-1"):
+        (root / "BallroomAnnotations" / f"{name}.beats").write_text(BEATS)
+    return root
+
+
 DATASETS = {
     "gtzan": build_gtzan,
     "magnatagatune": build_magnatagatune,
@@ -280,4 +297,5 @@ DATASETS = {
     "nsynth": build_nsynth,
     "vocalset": build_vocalset,
     "real-music": build_real_music,
+    "ballroom": build_ballroom,
 }
