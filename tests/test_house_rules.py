@@ -22,15 +22,15 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 1_335,
-    "common": 829,
-    "model": 1_940,
+    "common": 936,
+    "model": 2_048,
     "audio": 2_506,
     "corpus": 2_530,
-    "synthetic": 956,
-    "features": 2_064,
+    "synthetic": 946,
+    "features": 2_054,
     "pretraining": 1_875,
     "finetuning": 565,
-    "probing": 4_357,
+    "probing": 4_356,
     "hub": 1_390,
 }
 

@@ -66,8 +66,10 @@ def chord_overlap(reference: np.ndarray, estimate: np.ndarray) -> float:
     reference, estimate = real_events(reference), real_events(estimate)
     if not (reference[:, 2] != NOT_SCORED).any():
         return 0.0
-    names = [[CHORD_LABELS[int(number)] for number in events[:, 2]] for events in (reference, estimate)]
     span = reference[:, 0].min(), reference[:, 1].max()
+    # mir_eval would make an empty segment of one that begins where the reference ends.
+    estimate = estimate[(estimate[:, 1] > span[0]) & (estimate[:, 0] < span[1])]
+    names = [[CHORD_LABELS[int(number)] for number in events[:, 2]] for events in (reference, estimate)]
     adjusted = util.adjust_intervals(estimate[:, :2], names[1], *span, chord.NO_CHORD, chord.NO_CHORD)
     intervals, *labels = util.merge_labeled_intervals(reference[:, :2], names[0], *adjusted)
     return float(chord.weighted_accuracy(chord.majmin(*labels), util.intervals_to_durations(intervals)))

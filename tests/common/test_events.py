@@ -74,6 +74,14 @@ def test_worked_overlap():
     assert CHORD_LABELS[21] == "A:min" and float(score) == pytest.approx(1.5 / 3)
 
 
+def test_segments_beyond_the_reference_do_not_count():
+    reference = stack_events([np.array([(1, 2, 0), (2, 4, 1)], float)])
+    for estimate in ([(0, 1, 5), (1, 2, 0), (2, 4, 1), (4, 5, 7)], [(0, 2, 0), (2, 6, 1)]):
+        assert float(get_metric("chord_majmin")(reference, stack_events([np.array(estimate, float)]))) == 1
+    outside = stack_events([np.array([(4, 5, 0)], float)])
+    assert float(get_metric("chord_majmin")(reference, outside)) == 0
+
+
 def test_classes_of_chords():
     labels = ("C", "Db:min7", "C#:min", "B:maj/5", "N", "X", "C:dim", "G:9", "G:5")
     classes = (0, 13, 13, 11, NO_CHORD, NOT_SCORED, NOT_SCORED, 7, NOT_SCORED)

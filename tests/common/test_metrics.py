@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+import mir_eval.beat
+import mir_eval.chord
 import mir_eval.key
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score, roc_auc_score
 
 from music2vec_hf.common import metrics
+from music2vec_hf.common.events import CHORD_LABELS, EVENT_SCORES
 from music2vec_hf.common.metrics import (
     KEY_LABELS,
     METRICS,
@@ -44,6 +47,15 @@ def stepwise_average_precision(references, scores):
 def data_of(name, seed=0):
     """References and the outputs of four probes; of tags, those of one are tied often, and of one are 0 and -0."""
     rng = np.random.default_rng(seed)
+    if name in EVENT_SCORES:
+        # Chords are segments of 1 s, as both sides have them at the same times; beats lie within 3 s of each other.
+        references, outputs = rng.random((NUM_TRACKS, 4, 3)), rng.random((4, NUM_TRACKS, 4, 3))
+        for events in (references, outputs):
+            chords = name == "chord_majmin"
+            events[..., 0] = np.arange(events.shape[-2]) if chords else np.sort(3 * events[..., 0])
+            events[..., 1] = events[..., 0] + chords
+            events[..., 2] = rng.integers(0, 3 if chords else 2, events.shape[:-1])
+        return references, outputs
     if name in ("roc_auc", "average_precision"):
         references = (rng.random((NUM_TRACKS, 5)) < 0.3).astype(int)
         noise = rng.standard_normal((4, NUM_TRACKS, 5))
@@ -55,8 +67,21 @@ def data_of(name, seed=0):
     return rng.integers(0, 24, NUM_TRACKS), rng.standard_normal((4, NUM_TRACKS, 24))
 
 
+def _by_mir_eval(name, reference, estimate):
+    if name == "chord_majmin":
+        sides = [
+            (events[:, :2], [CHORD_LABELS[int(label)] for label in events[:, 2]]) for events in (reference, estimate)
+        ]
+        return mir_eval.chord.evaluate(*sides[0], *sides[1])["majmin"]
+    label = name == "downbeat_f_measure"
+    times = [events[events[:, 2] == label, 0] for events in (reference, estimate)]
+    return mir_eval.beat.f_measure(*times) if all(map(len, times)) else 0.0
+
+
 def reference_score(name, references, outputs):
     """The score by other libraries."""
+    if name in EVENT_SCORES:
+        return np.mean([_by_mir_eval(name, *pair) for pair in zip(references, outputs, strict=True)])
     if name == "accuracy":
         return accuracy_score(references, outputs.argmax(1))
     if name == "weighted_key_score":

@@ -38,6 +38,13 @@ def test_batches_give_the_score_of_all(name, expected, tmp_path):
     assert metric.compute() == {name: pytest.approx(expected(references, predictions))}
 
 
+def test_events_of_tracks_may_differ_in_number(tmp_path):
+    metric = evaluate.load(evaluate_metric.__file__, "beat_f_measure", cache_dir=str(tmp_path))
+    metric.add(prediction=[[0.5, 0.5, 0], [1.0, 1.0, 0]], reference=[[0.5, 0.5, 0]])
+    metric.add(prediction=[[2.0, 2.0, 1]], reference=[[2.0, 2.0, 0], [3.0, 3.0, 0], [3.0, 3.0, 1]])
+    assert metric.compute() == {"beat_f_measure": pytest.approx(1 / 3)}
+
+
 def test_a_metric_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"'f1'.*weighted_key_score"):
         evaluate.load(evaluate_metric.__file__, "f1", cache_dir=str(tmp_path))
