@@ -26,6 +26,7 @@ from music2vec_hf.verbs import read_overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "MODEL_CARD.md", "examples/README.md", "benchmarks/learning.md", "benchmarks/history.md"]
+PAGES += ["benchmarks/frame_tasks.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 
