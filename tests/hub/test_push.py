@@ -18,7 +18,7 @@ from music2vec_hf.hub.conversion import export_data2vec_audio
 from music2vec_hf.hub.push import make_publication
 
 CODE = {f"{name}_music2vec.py" for name in ("configuration", "encoder", "feature_extraction", "frontend", "heads")}
-CODE |= {"acoustic_music2vec.py", "modeling_music2vec.py", "pipeline_music2vec.py"}
+CODE |= {f"{name}_music2vec.py" for name in ("acoustic", "events", "modeling", "pipeline")}
 REPO = "someone/pushed"
 
 
