@@ -6,6 +6,8 @@ is trained and chosen on is kept, `MAX_FRAMES` in all, by [`FeatureStore`] as me
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -56,27 +58,41 @@ class FrameEncoder:
 
         Raises ValueError for a file that cannot be heard, or a model that does not tell where its frames lie.
         """
-        encoder = self.encoder
-        if isinstance(encoder, SpectralEncoder):
-            for path in paths:
-                frames = SPECTRAL_FRAMES[encoder.kind](read_audio(path))
-                frames = np.concatenate([frames, np.diff(frames, axis=0, prepend=frames[:1])], axis=1)
-                yield np.arange(len(frames)) * SPECTRAL_HOPS[encoder.kind] / SAMPLING_RATE, {encoder.kind: frames}
-            return
-        layers, plan = encoder.check_layers(layers), encoder.plan(self.window_seconds, times=True)
-        for track in hear_tracks(encoder, paths, plan, layers, "none", self.precision):
-            windows = list(track.windows)
-            times = np.concatenate([plan.frame_times(window) for window in windows])
-            yield times, {layer: np.concatenate([window.features[layer] for window in windows]) for layer in layers}
+        for _, pieces in groupby(self._pieces(paths, layers), key=itemgetter(0)):
+            _, _, times, frames = zip(*pieces, strict=True)
+            yield np.concatenate(times), {layer: np.concatenate([one[layer] for one in frames]) for layer in frames[0]}
 
     def rows(
         self, paths: Sequence[str | Path], window_seconds: float | None = None, precision: str = "fp32"
     ) -> FeatureRows:
-        """The kept frames of files, a row for each, in float16; `seconds` of a row is the frame's time."""
-        return FeatureRows.joined([self._sample(times, frames) for times, frames in self.hear(paths)])
+        """The kept frames of files, a row for each, in float16; `seconds` of a row is the frame's time. Of each window
+        some are kept, by its length: a long track is never in memory with all its layers."""
+        tracks = []
+        for _, pieces in groupby(self._pieces(paths, None), key=itemgetter(0)):
+            kept = [self._sample(*piece) for _, *piece in pieces]
+            joined = FeatureRows.joined(kept)
+            tracks.append(joined.chosen(slice(None), np.array([0, joined.offsets[-1]])))
+        return FeatureRows.joined(tracks)
 
-    def _sample(self, times: np.ndarray, frames: dict[str, np.ndarray]) -> FeatureRows:
-        size = min(self.frames_per_track, len(times))
+    def _pieces(
+        self, paths: Sequence[str | Path], layers: Sequence[str] | None
+    ) -> Iterator[tuple[int, float, np.ndarray, dict[str, np.ndarray]]]:
+        """Of each window the number of its file, its share of the file's length, its frames' times, and the frames."""
+        encoder = self.encoder
+        if isinstance(encoder, SpectralEncoder):
+            for number, path in enumerate(paths):
+                frames = SPECTRAL_FRAMES[encoder.kind](read_audio(path))
+                frames = np.concatenate([frames, np.diff(frames, axis=0, prepend=frames[:1])], axis=1)
+                yield number, 1.0, np.arange(len(frames)) * self.period, {encoder.kind: frames}
+            return
+        layers, plan = encoder.check_layers(layers), encoder.plan(self.window_seconds, times=True)
+        for track in hear_tracks(encoder, paths, plan, layers, "none", self.precision):
+            for window in track.windows:
+                share = (window.stop - window.start) / (track.seconds * plan.sampling_rate)
+                yield track.number, share, plan.frame_times(window), window.features
+
+    def _sample(self, share: float, times: np.ndarray, frames: dict[str, np.ndarray]) -> FeatureRows:
+        size = min(max(1, round(self.frames_per_track * share)), len(times))
         chosen = np.sort(np.random.default_rng(len(times)).choice(len(times), size, replace=False))
         features = {layer: values[chosen].astype(np.float16) for layer, values in frames.items()}
         return FeatureRows(features, np.array([0, size]), np.ones(size, np.int64), times[chosen])

@@ -24,7 +24,9 @@ from transformers import (
 
 from music2vec_hf import (
     Music2VecAudioClassificationPipeline,
+    Music2VecConfig,
     Music2VecFeatureExtractor,
+    Music2VecForAudioFrameClassification,
     Music2VecForSequenceClassification,
     Music2VecModel,
     embed,
@@ -32,6 +34,7 @@ from music2vec_hf import (
 from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.hub.push import with_remote_code
 from music2vec_hf.model import pipeline_music2vec
+from music2vec_hf.model.events_music2vec import frame_events
 
 TASK = "audio-classification"
 LABELS = ["arousal", "brass", "calm", "drums", "energy", "flute"]
@@ -368,6 +371,9 @@ import numpy as np
 from transformers import pipeline
 pipe = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True)
 assert type(pipe).__module__.startswith("transformers_modules."), type(pipe)
+if pipe.model.config.frame_events:
+    print(pipe(np.load(sys.argv[2])), type(pipe.model).__name__)
+    sys.exit()
 labels = [row["label"] for row in pipe(np.load(sys.argv[2]), top_k=None)]
 print(labels, len(pipe(sys.argv[3], return_timeline=True)["timeline"]))
 """
@@ -384,3 +390,30 @@ def test_it_travels_with_the_model_to_who_has_no_package(offline, save_model, tm
     assert type(with_package) is Music2VecAudioClassificationPipeline
     labels = [row["label"] for row in with_package(song(1.2), top_k=None)]
     assert printed.splitlines()[-1] == f"{labels} 3"
+
+
+@pytest.mark.parametrize("kind, settings", [("beats", [0.5, 0.5]), ("chords", [0.1])])
+def test_a_head_for_frames_gives_times_there_too(kind, settings, offline, tiny_config, tmp_path):
+    torch.manual_seed(0)
+    about = {"num_labels": 2, "frame_events": kind, "frame_event_settings": settings, "window_seconds": 0.5}
+    model = Music2VecForAudioFrameClassification(Music2VecConfig.from_dict(tiny_config.to_dict() | about)).eval()
+    model.save_pretrained(tmp_path / "frames")
+    Music2VecFeatureExtractor().save_pretrained(tmp_path / "frames")
+    for name, file in with_remote_code(tmp_path / "frames").items():
+        (tmp_path / "frames" / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
+    np.save(tmp_path / "song.npy", song(1.2))
+    answer = pipeline(TASK, model=str(tmp_path / "frames"))(song(1.2))
+    printed = offline.succeed(REMOTE, tmp_path / "frames", tmp_path / "song.npy", folder=tmp_path)
+    assert printed.splitlines()[-1] == f"{answer} Music2VecForAudioFrameClassification"
+    # By hand: windows of 0.5, 0.5 and 0.2 s of the song, normalised as a whole.
+    values = torch.from_numpy(Music2VecFeatureExtractor().normalize(song(1.2)))
+    logits, times = [], []
+    with torch.no_grad():
+        for start in (0, 8_000, 16_000):
+            logits.append(model(values[None, start : start + 8_000]).logits[0].numpy())
+            times.append(start / 16_000 + model.config.frame_times(len(logits[-1])))
+    events = frame_events(np.concatenate(logits), np.concatenate(times), kind, settings)
+    labels = model.config.id2label
+    assert len(answer) == len(events) > 0
+    for one, (start, end, label) in zip(answer, events, strict=True):
+        assert one == {"start": pytest.approx(start), "end": pytest.approx(end), "label": labels[int(label)]}

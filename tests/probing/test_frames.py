@@ -248,6 +248,18 @@ def test_models_of_others_give_frames_at_their_own_rate(corpus, tmp_path):
     assert frames["1"].shape == (len(times), SIZES["hidden_size"])
 
 
+def test_of_a_long_track_every_window_keeps_its_share(corpus, model_folder):
+    paths = load_task("synthetic-beats", corpus).splits["test"].paths[:2]
+    encoder = FrameEncoder(load_encoder(model_folder), 40, window_seconds=0.5)
+    rows, heard = encoder.rows(paths), list(encoder.hear(paths))
+    assert rows.rows_per_track.tolist() == [40, 40] and list(rows.features) == ["conv", "0", "1", "2", "3"]
+    for track, (times, frames) in enumerate(heard):
+        kept = slice(*rows.offsets[track : track + 2])
+        assert np.histogram(rows.seconds[kept], np.arange(0, 2.1, 0.5))[0].tolist() == [10] * 4
+        places = np.searchsorted(times, rows.seconds[kept])
+        np.testing.assert_allclose(rows.features["2"][kept], frames["2"][places], rtol=2e-3, atol=2e-3)
+
+
 @pytest.fixture
 def few_steps(monkeypatch):
     short = replace(frame_probes.FRAME_SEARCH, max_steps=40, eval_every=20)
