@@ -31,11 +31,12 @@ PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").gl
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 
 # What happens to each block of a page, in order:
-#   run      it is run; of its commands those in EXPENSIVE, and other programs than ours, are parsed only
+#   run      it is run; of its commands those in EXPENSIVE, and other programs than ours, are parsed only here
 #   hub      it is run in a process that reaches a Hub on loopback
 #   parsed   its commands are parsed by the parser of the command line, and the recipe that they name is made
 #   file     it is written to the file that the text above names
 #   text     it is no code
+# test_docs_commands.py, slow, runs what is only parsed here, at toy size.
 HOW = {
     "README.md": "parsed hub run parsed",
     "docs/app.md": "parsed",

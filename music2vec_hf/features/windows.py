@@ -319,12 +319,22 @@ def _hear_together(encoder, layers, pool, precision, samples, windows) -> None:
             # The precision is ours, also where the caller computes under autocast.
             outer = torch.autocast(device.type, enabled=False)
             with outer, autocast(precision, device.type), sdpa_kernel(_ATTENTION):
-                frames = encoder.frames(input_values)
-                kept = {layer: _keep(values.float(), together, pool) for layer, values in frames if layer in layers}
+                frames = _up_to_the_last(layers, encoder.frames(input_values))
+                kept = {layer: _keep(values.float(), together, pool) for layer, values in frames}
             # Only now: a GPU that is asked for results after every layer waits each time.
             for layer, values in kept.items():
                 for window, row in zip(together, values.cpu().numpy(), strict=True):
                     window.features[layer] = row if pool == "mean" else row[window.frames]
+
+
+def _up_to_the_last(layers, frames) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those of the layers that are asked for; what lies above the last one is not computed."""
+    missing = set(layers)
+    while missing:
+        layer, values = next(frames)
+        if layer in missing:
+            missing.remove(layer)
+            yield layer, values
 
 
 def _keep(frames: torch.Tensor, windows: Sequence[Window], pool: str) -> torch.Tensor:

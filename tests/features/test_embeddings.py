@@ -58,6 +58,18 @@ def test_bf16_is_near_float32_and_not_equal(encoder):
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("layer, computed", [("conv", 0), (0, 0), (1, 1), (3, 3)])
+def test_layers_above_the_last_that_is_asked_for_are_not_computed(encoder, monkeypatch, layer, computed):
+    expected = embed(encoder, noise(1))[layer] if layer != "conv" else None
+    heard = []
+    for number, each in enumerate(encoder.encoder.layers):
+        forward = each.forward
+        monkeypatch.setattr(each, "forward", lambda *a, f=forward, n=number: heard.append(n) or f(*a))
+    found = embed(encoder, noise(1), layers=layer)
+    assert heard == list(range(computed))
+    assert expected is None or np.array_equal(found, expected)
+
+
 def test_windows_weigh_by_their_length(encoder):
     samples = noise(2.5)
     normalised = Music2VecFeatureExtractor()(samples, sampling_rate=16_000)["input_values"][0]
