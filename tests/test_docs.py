@@ -166,9 +166,9 @@ def parse(line: str) -> list[str]:
         program, words = "music2vec", words[3:]
     if program == "music2vec":
         values, more = build_parser().parse_known_args(words)
-        if words[0] == "pretrain":
+        if words[0] in ("pretrain", "distill"):
             load_recipe(values.recipe, **read_overrides(more))
-        assert not more or words[0] in ("pretrain", "finetune"), line
+        assert not more or words[0] in ("pretrain", "distill", "finetune"), line
         return words
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.M), line

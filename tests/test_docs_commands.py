@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 from hub_server import TOKEN
-from test_docs import EXPENSIVE, HOW, ROOT, blocks, commands, filled, folder, in_python, parse, reachable, ways  # noqa: F401
+from test_docs import EXPENSIVE, HOW, ROOT, blocks, commands, filled, folder, in_python, reachable, ways  # noqa: F401
 
 from music2vec_hf import demo
 from music2vec_hf.cli import main
@@ -43,6 +43,7 @@ SMALLER = (
 )
 # Needs 2.0 GB from the pools of Debian; tests/test_real_music.py runs it on packages of its own.
 ELSEWHERE = ("examples/real_music/build.py", "--task real")
+EXAMPLES = blocks("examples/README.md")[0][1]  # tests/test_examples.py runs these
 # Its block is one of examples/README.md.
 REPEATED = ("benchmarks/history.md",)
 
@@ -105,6 +106,10 @@ def small_demo(stages=demo.demo_stages):
         return [replace(stage, words=shlex.split(smaller(shlex.join(stage.words)))) for stage in made]
 
     return toy_stages
+
+
+def run_here(stage):
+    assert main(stage.words) == 0 and stage.made.exists(), stage.shown
 
 
 # ---- programs of others ----
@@ -177,6 +182,7 @@ def cluster():
 def test_the_commands_of_a_page_run(page, folder, programs, request, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setitem(SEARCHES, "quick", replace(SEARCHES["quick"], max_steps=60, eval_every=20))
     monkeypatch.setattr(demo, "demo_stages", small_demo())
+    monkeypatch.setattr(demo, "run_stage", run_here)  # `make demo` of the README runs them as processes
     (folder / "examples").symlink_to(ROOT / "examples")
     for needed, verb in (
         ("synthetic", "synth synthetic --clips 80 --seed 0"),
@@ -191,10 +197,8 @@ def test_the_commands_of_a_page_run(page, folder, programs, request, monkeypatch
             shutil.rmtree(folder / "OUT", ignore_errors=True)
             (folder / "job.sh").write_text(smaller(code))
             succeed(["sbatch", "job.sh"])
-        elif language == "bash" and way in ("run", "parsed"):
+        elif language == "bash" and way in ("run", "parsed") and code != EXAMPLES:
             for line in commands(code):
-                if page == "examples/README.md" and line.startswith("python examples/") and "demo-1" not in line:
-                    continue  # tests/test_examples.py runs them
                 if not any(name in line for name in ELSEWHERE):
                     run(line, "RAY_ADDRESS" in code, folder, request)
                     print(capsys.readouterr().out[-300:])
@@ -203,7 +207,6 @@ def test_the_commands_of_a_page_run(page, folder, programs, request, monkeypatch
 def run(line, on_ray, folder, request):  # noqa: F811
     """A command of a page, as it is written but for SMALLER."""
     line = smaller(line)
-    parse(line)
     program, *words = shlex.split(line)
     if re.search(r"\b(prepare|export) \S+ OUT\b", line):
         shutil.rmtree(folder / "OUT", ignore_errors=True)  # of the block above
