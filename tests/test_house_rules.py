@@ -27,7 +27,7 @@ LIMITS = {
     "audio": 2_506,
     "corpus": 2_530,
     "synthetic": 946,
-    "features": 2_070,
+    "features": 2_080,
     "pretraining": 1_875,
     "finetuning": 565,
     "probing": 4_356,
