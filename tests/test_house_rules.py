@@ -30,7 +30,7 @@ LIMITS = {
     "features": 2_080,
     "pretraining": 1_875,
     "finetuning": 565,
-    "probing": 4_356,
+    "probing": 4_354,
     "hub": 1_390,
 }
 

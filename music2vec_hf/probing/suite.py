@@ -225,27 +225,25 @@ def _records(result: ProbeResult, about: Mapping) -> list[dict]:
     """A record for each metric."""
     choice, rows = result.choice, result.rows or {}
     ensembles = [trained.ensemble for trained in result.probes]
-    shared = (
-        dict(about)
-        | {
-            "task": result.task.name,
-            "synthetic": result.task.synthetic,
-            "split_sizes": result.split_sizes,
-            **{name: rows.get(name) for name in ("row_seconds", "num_rows", "dropped_rows")},
-            "excluded_tags": result.excluded_tags,
-            "differences": list(result.differences),
-            "layer": choice.layer if choice else None,
-            "probe_settings": asdict(choice.settings) if choice else None,
-            "validation_metric": result.task.primary_metric,
-            "validation_score": choice.score if choice else None,
-            "validation_by_layer": _validation(choice),
-            "pilot_by_layer": _validation(result.pilot),
-            "seeds": list(result.seeds),
-            # How the rows of a track were combined, for each seed; None where every track is one row.
-            "ensemble": ensembles if rows and rows["num_rows"] != result.split_sizes else None,
-        }
-        | ({"frames": result.frames} if result.frames else {})
-    )
+    shared = dict(about) | {
+        "task": result.task.name,
+        "synthetic": result.task.synthetic,
+        "split_sizes": result.split_sizes,
+        **{name: rows.get(name) for name in ("row_seconds", "num_rows", "dropped_rows")},
+        "excluded_tags": result.excluded_tags,
+        "differences": list(result.differences),
+        "layer": choice.layer if choice else None,
+        "probe_settings": asdict(choice.settings) if choice else None,
+        "validation_metric": result.task.primary_metric,
+        "validation_score": choice.score if choice else None,
+        "validation_by_layer": _validation(choice),
+        "pilot_by_layer": _validation(result.pilot),
+        "seeds": list(result.seeds),
+        # How the rows of a track were combined, for each seed; None where every track is one row.
+        "ensemble": ensembles if rows and rows["num_rows"] != result.split_sizes else None,
+    }
+    if result.frames:
+        shared["frames"] = result.frames
     return [shared | {"metric": metric} | score for metric, score in result.scores.items()]
 
 

@@ -307,7 +307,7 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
             np.testing.assert_allclose(np.reshape(times, (-1, 2)), expected[:, :2], atol=1e-6)
         head = AutoModelForAudioFrameClassification.from_pretrained(tmp_path / "exported" / name)
         assert head.config.frame_events == name.removeprefix("synthetic-")
-        assert "for every frame" in (tmp_path / "exported" / name / "README.md").read_text()
+        assert "the head answers for every frame" in (tmp_path / "exported" / name / "README.md").read_text()
     shutil.rmtree(tmp_path / "exported")
 
 
