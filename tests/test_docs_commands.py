@@ -168,9 +168,10 @@ def run_app(words):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """A Ray cluster of two workers; the address of its head."""
     ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # by default a token, which the other process lacks
     yield ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False).address_info["gcs_address"]
     ray.shutdown()
 
@@ -231,7 +232,9 @@ def run(line, on_ray, folder, request):  # noqa: F811
         run_app(words)
     elif on_ray:
         address = request.getfixturevalue("cluster")
-        request.getfixturevalue("offline").succeed(in_python(line), folder=folder, RAY_ADDRESS=address)
+        request.getfixturevalue("offline").succeed(
+            in_python(line), folder=folder, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled"
+        )
     else:
         assert main(words) == 0, line
 
