@@ -1,10 +1,11 @@
-"""Events of tracks: beats and chords with their times, and their scores, which are mir_eval's own.
+"""Events of tracks: beats, chords and melody with their times, and their scores, which are mir_eval's own.
 
 The events of a track are rows (start, end, label): seconds and a place in `EVENT_LABELS`; a beat ends where it starts.
 Those of several tracks are one array `[n, E, 3]`, filled up with rows of label -1.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,12 @@ _ROOTS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 NO_CHORD, NOT_SCORED = 24, 25
 """Classes of silence (`N`), and of what has no major or minor triad (`X`): the latter is in references only."""
 CHORD_LABELS = (*(f"{root}:{quality}" for quality in ("maj", "min") for root in _ROOTS), "N", "X")
-EVENT_LABELS = {"beats": ("beat", "downbeat"), "chords": CHORD_LABELS}
+LOWEST_NOTE, NO_MELODY = 36, 60
+"""The MIDI note (C2) of class 0 of a melody, and the class where there is none (`N`); the highest note is B6."""
+MELODY_LABELS = (*(f"{root}{octave}" for octave in range(2, 7) for root in _ROOTS), "N", "X")
+EVENT_LABELS = {"beats": ("beat", "downbeat"), "chords": CHORD_LABELS, "melody": MELODY_LABELS}
+UNSCORED = {"beats": -1, "chords": NOT_SCORED, "melody": NO_MELODY + 1}
+"""By kind the class `X`; beats have none."""
 
 
 def stack_events(tracks: Sequence[np.ndarray]) -> np.ndarray:
@@ -28,6 +34,21 @@ def stack_events(tracks: Sequence[np.ndarray]) -> np.ndarray:
 def real_events(rows: np.ndarray) -> np.ndarray:
     """The events of one track without what it was filled up with."""
     return rows[rows[:, 2] >= 0]
+
+
+def labels_at(events: np.ndarray, times: np.ndarray, kind: str) -> np.ndarray:
+    """The class at each of `times` of segments `[E, 3]`, int64; where there is no segment that of `UNSCORED`."""
+    nothing = (-np.inf, -np.inf, UNSCORED[kind])
+    events = np.concatenate([[nothing], events])
+    place = np.searchsorted(events[:, 0], times, side="right") - 1
+    return np.where(times < events[place, 1], events[place, 2], UNSCORED[kind]).astype(np.int64)
+
+
+def melody_classes(notes: np.ndarray) -> np.ndarray:
+    """Classes of MIDI notes, which need not be whole: of the nearest semitone, `N` for NaN, `X` out of range."""
+    classes = np.round(notes) - LOWEST_NOTE
+    inside = (classes >= 0) & (classes < NO_MELODY)
+    return np.where(np.isnan(notes), NO_MELODY, np.where(inside, classes, UNSCORED["melody"]))
 
 
 @functools.cache
@@ -75,10 +96,31 @@ def chord_overlap(reference: np.ndarray, estimate: np.ndarray) -> float:
     return float(chord.weighted_accuracy(chord.majmin(*labels), util.intervals_to_durations(intervals)))
 
 
+def melody_score(reference: np.ndarray, estimate: np.ndarray, measure: str) -> float:
+    """`mir_eval.melody.raw_pitch_accuracy` or `overall_accuracy` (by `measure`; 50 cents) of one track every 10 ms.
+
+    Where the estimate has no melody its pitch is wrong. What is not scored in the reference is left out. A reference
+    without melody has a raw pitch accuracy of 0, as in mir_eval.
+    """
+    from mir_eval import melody
+
+    reference, estimate = real_events(reference), real_events(estimate)
+    times = np.arange(0, reference[:, 1].max(initial=0), 0.01)
+    classes = np.stack([labels_at(events, times, "melody") for events in (reference, estimate)])
+    classes = classes[:, classes[0] != UNSCORED["melody"]]
+    hertz = np.where(classes < NO_MELODY, 440 * 2.0 ** ((classes + LOWEST_NOTE - 69) / 12), 0.0)
+    sides = [part for row in hertz for part in (melody.freq_to_voicing(row)[1], melody.hz2cents(row))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(no voiced frames|array is empty)")
+        return float(getattr(melody, measure)(*sides))
+
+
 EVENT_SCORES: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], float]]] = {
     "beat_f_measure": ("beat F-measure", functools.partial(beat_f_measure, label=0)),
     "downbeat_f_measure": ("downbeat F-measure", functools.partial(beat_f_measure, label=1)),
     "chord_majmin": ("majmin overlap", chord_overlap),
+    "melody_accuracy": ("raw pitch accuracy", functools.partial(melody_score, measure="raw_pitch_accuracy")),
+    "melody_overall": ("overall accuracy", functools.partial(melody_score, measure="overall_accuracy")),
 }
 """Name of a metric -> its title, and the score of a track from its reference and its estimate."""
 

@@ -14,8 +14,9 @@ tracks and labels, one score is given for each. Its name is also its name in `re
 | `r2`, `r2_<dimension>` | coefficient of determination over all tracks: mean over dimensions, or of one |
 | `beat_f_measure`, `downbeat_f_measure` | mean over tracks of mir_eval's F-measure within 70 ms |
 | `chord_majmin` | mean over tracks of mir_eval's overlap of major, minor and no chords, weighted by duration |
+| `melody_accuracy`, `melody_overall` | mean over tracks of mir_eval's raw pitch accuracy, overall accuracy |
 
-Of the last three references are events of tracks and outputs estimated ones, as in `common/events.py`.
+Of the last five references are events of tracks and outputs estimated ones, as in `common/events.py`.
 """
 
 import math

@@ -78,9 +78,9 @@ class Music2VecConfig(Data2VecAudioConfig):
         window_average (`str`): what that pipeline averages over a song's windows, each weighted by its frames:
             `"logits"`, or the head's `"features"` before its one answer, as a probe was trained. For a linear head on
             mean-pooled features both are the same.
-        frame_events (`str`, *optional*): what a head for frames finds: `"beats"` or `"chords"`, for the pipeline.
+        frame_events (`str`, *optional*): what a head for frames finds: `"beats"`, `"chords"` or `"melody"`.
         frame_event_settings (`list[float]`, *optional*): of beats, the probability above which a peak of each label
-            counts; of chords, the seconds over which log-probabilities are averaged.
+            counts; else the seconds over which log-probabilities are averaged.
 
     Raises:
         ValueError: for values out of range, naming the field, the value and what is allowed.
@@ -176,8 +176,8 @@ class Music2VecConfig(Data2VecAudioConfig):
             raise ValueError(f"`classifier_pooling` is {self.classifier_pooling!r}. Use one of {_POOLING_HEADS}.")
         if self.window_average not in _WINDOW_AVERAGES:
             raise ValueError(f"`window_average` is {self.window_average!r}. Use one of {_WINDOW_AVERAGES}.")
-        if self.frame_events not in (None, "beats", "chords"):
-            raise ValueError(f"`frame_events` is {self.frame_events!r}. Use 'beats', 'chords' or None.")
+        if self.frame_events not in (None, "beats", "chords", "melody"):
+            raise ValueError(f"`frame_events` is {self.frame_events!r}. Use 'beats', 'chords', 'melody' or None.")
         if not self.window_seconds > 0:
             raise ValueError(f"`window_seconds` is {self.window_seconds}. Use a value above 0, for example 30.")
 

@@ -1,8 +1,8 @@
-"""From the logits of frames to events with their times: beats as peaks, chords as segments."""
+"""From the logits of frames to events with their times: beats as peaks, chords and notes of a melody as segments."""
 
 import numpy as np
 
-FRAME_EVENTS = ("beats", "chords")
+FRAME_EVENTS = ("beats", "chords", "melody")
 # Of two peaks nearer than this only the higher one counts: of beats (400 a minute), of downbeats.
 PEAK_SECONDS = (0.15, 0.4)
 
@@ -13,15 +13,15 @@ def frame_events(logits: np.ndarray, times: np.ndarray, kind: str, settings: lis
     Args:
         logits (`np.ndarray` of shape `(T, K)`): of its frames, one column for each label.
         times (`np.ndarray` of shape `(T,)`): the frames' centres in seconds.
-        kind (`str`): `"beats"`: columns are activations; `"chords"`: columns are classes.
-        settings (`list[float]`): of beats, the probability above which a peak of each column counts; of chords, the
-            seconds over which log-probabilities are averaged.
+        kind (`str`): `"beats"`: columns are activations; `"chords"`, `"melody"`: columns are classes.
+        settings (`list[float]`): of beats, the probability above which a peak of each column counts; of the others,
+            the seconds over which log-probabilities are averaged.
 
     Returns:
         `np.ndarray` of shape `(E, 3)`, float64: start, end (of beats the same), number of the label; by start.
     """
     logits = np.asarray(logits, dtype=np.float64)
-    if kind == "chords":
+    if kind != "beats":
         return _segments(logits, times, settings[0])
     found = []
     for label, threshold in enumerate(settings):
@@ -48,17 +48,21 @@ def _peaks(values: np.ndarray, times: np.ndarray, threshold: float, seconds: flo
 
 
 def _segments(logits: np.ndarray, times: np.ndarray, seconds: float) -> np.ndarray:
-    """The most probable class over time, from 0 to the end of the last frame."""
+    """The most probable class over time."""
     highest = logits.max(axis=1, keepdims=True)
     scores = logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
-    period = _period(times)
-    reach, sums = round(seconds / period / 2), np.pad(np.cumsum(scores, axis=0), ((1, 0), (0, 0)))
+    reach, sums = round(seconds / _period(times) / 2), np.pad(np.cumsum(scores, axis=0), ((1, 0), (0, 0)))
     frames = np.arange(len(scores))
     first, last = np.maximum(frames - reach, 0), np.minimum(frames + reach + 1, len(scores))
     classes = ((sums[last] - sums[first]) / (last - first)[:, None]).argmax(axis=1)
+    return class_segments(classes, times)
+
+
+def class_segments(classes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Classes of frames `[T]` at `times` as events `[E, 3]`, from 0 to the end of the last frame."""
     changes = np.flatnonzero(np.diff(classes)) + 1
-    bounds = [0.0, *(times[changes - 1] + times[changes]) / 2, times[-1] + period / 2]
+    bounds = [0.0, *(times[changes - 1] + times[changes]) / 2, times[-1] + _period(times) / 2]
     return np.stack([bounds[:-1], bounds[1:], classes[[0, *changes]]], axis=1).astype(np.float64)
 
 
-__all__ = ["FRAME_EVENTS", "PEAK_SECONDS", "frame_events"]
+__all__ = ["FRAME_EVENTS", "PEAK_SECONDS", "class_segments", "frame_events"]

@@ -71,7 +71,7 @@ def _decode(source: str | bytes, name: str, sampling_rate: int) -> tuple[np.ndar
 
 
 class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
-    """Tags, genre, key or emotion of songs of any length; or their beats or chords.
+    """Tags, genre, key or emotion of songs of any length; or their beats, chords or melody.
 
     A song is normalised as a whole, cut into windows of `config.window_seconds` (a rest too short for one frame is
     left out), and the windows' logits are averaged, each weighted by its frames. Where `config.window_average` is

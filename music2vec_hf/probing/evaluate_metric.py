@@ -18,7 +18,7 @@ class MusicMetric(evaluate.Metric):
 
     `predictions` and `references` are class indices `[tracks]` for `accuracy` and the key scores (indices into
     `KEY_LABELS`), scores and zeros or ones `[tracks, tags]` for `roc_auc` and `average_precision`, values
-    `[tracks, dimensions]` for `r2`; for beats and chords, lists of a track's events, as in `common/events.py`.
+    `[tracks, dimensions]` for `r2`; for beats, chords and melody, lists of a track's events, as in `common/events.py`.
 
     Raises:
         ValueError: if there is no metric of this name, or nothing can be scored.

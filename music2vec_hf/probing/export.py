@@ -84,8 +84,8 @@ def export_probe(
     scores: Mapping[str, Mapping] | None = None,
     window_seconds: float = 30.0,
 ) -> Path:
-    """Write a probe with its encoder as a model for `AutoModelForAudioClassification`, or of a task of beats or chords
-    for `AutoModelForAudioFrameClassification`.
+    """Write a probe with its encoder as a model for `AutoModelForAudioClassification`, or of a task of events for
+    `AutoModelForAudioFrameClassification`.
 
     Args:
         model (`str` or `Path`): folder or Hub id of the Music2Vec or data2vec-audio model that gave its features.

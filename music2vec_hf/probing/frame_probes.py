@@ -1,8 +1,8 @@
-"""One source on one task of beats or chords: a probe for every frame, whose outputs become events with their times.
+"""One source on one task of beats, chords or melody: a probe for every frame, whose outputs become timed events.
 
 Layer and settings are chosen as for other tasks, by a score over validation frames (average precision of
-activations, accuracy of chord classes). What turns outputs into events (the probability above which a peak counts,
-the seconds over which chords are averaged) is then chosen by the events' own score on the validation tracks; the test
+activations, accuracy of classes). What turns outputs into events (the probability above which a peak counts,
+the seconds over which classes are averaged) is then chosen by the events' own score on the validation tracks; the test
 tracks are heard once, by the chosen layer alone. Of training and validation tracks a sample of frames is kept; see
 `features/frames.py`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from music2vec_hf.common.events import NOT_SCORED, real_events, stack_events
+from music2vec_hf.common.events import NO_MELODY, NOT_SCORED, UNSCORED, labels_at, real_events, stack_events
 from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.features.frames import MAX_FRAMES, FrameEncoder
 from music2vec_hf.features.store import FeatureRows, FeatureStore
@@ -51,13 +51,11 @@ def frame_targets(events: np.ndarray, times: np.ndarray, kind: str, period: floa
     """Targets of the frames of a track, from its events `[E, 3]` and the frames' times `[T]`, `period` apart.
 
     Returns:
-        `np.ndarray`: of beats `[T, 2]` zeros and ones, float32; of chords `[T]` classes, int64, `NOT_SCORED` where
-        nothing is said or the chord has no major or minor triad.
+        `np.ndarray`: of beats `[T, 2]` zeros and ones, float32; else `[T]` classes, int64, that of `UNSCORED` where
+        nothing is said, the chord has no major or minor triad, or the note is out of range.
     """
-    if kind == "chords":
-        place = np.searchsorted(events[:, 0], times, side="right") - 1
-        inside = (place >= 0) & (times < events[place, 1])
-        return np.where(inside, events[place, 2], NOT_SCORED).astype(np.int64)
+    if kind != "beats":
+        return labels_at(events, times, kind)
     targets = np.zeros((len(times), 2), np.float32)
     for label in range(2):
         distance = np.abs(times[:, None] - events[events[:, 2] == label, 0]).min(axis=1, initial=np.inf)
@@ -114,7 +112,7 @@ def _probe_data(rows: FeatureRows, task_data: TaskData, period: float) -> ProbeD
     targets = np.concatenate(
         [frame_targets(of, rows.seconds[a:b], task.events, period) for of, (a, b) in zip(events, bounds, strict=True)]
     )
-    kept = np.ones(len(targets), bool) if targets.ndim == 2 else targets != NOT_SCORED
+    kept = np.ones(len(targets), bool) if targets.ndim == 2 else targets != UNSCORED[task.events]
     train = np.arange(len(targets)) < rows.offsets[num_train]
     parts = [kept & train, kept & ~train]
     for layer, values in rows.features.items():
@@ -149,8 +147,12 @@ def _with_event_settings(
             events = [frame_events(logits, times, task.events, settings) for times, logits in outputs]
             return float(get_metric(metric)(split.targets, stack_events(events)))
 
-        if task.events == "chords":
-            best = (max(SMOOTHING_SECONDS, key=lambda seconds: score("chord_majmin", [seconds])),)
+        if task.events != "beats":
+            value = {
+                seconds: np.mean([score(metric, [seconds]) for metric in task.value_metrics])
+                for seconds in SMOOTHING_SECONDS
+            }
+            best = (max(value, key=value.get),)
         else:
             best = tuple(
                 max(THRESHOLDS, key=lambda threshold, metric=metric: score(metric, [threshold] * 2))
@@ -170,14 +172,14 @@ def chance_events(task_data: TaskData, search: str) -> ProbeResult:
     """Score of the best events that know the training tracks and the length of a test track, and hear nothing.
 
     Beats: a grid from 0 on, at the median distance of training beats, with a downbeat at every so many as the median
-    training bar has. Chords: the class that takes most of the training time.
+    training bar has. Chords and melody: the chord, the note that takes most of the training time.
     """
     train, test = task_data.splits["train"], task_data.splits["test"]
     seconds, _ = read_headers(test.paths)
     events = [real_events(track) for track in train.targets]
-    if task_data.task.events == "chords":
-        every = np.concatenate(events)
-        every = every[every[:, 2] != NOT_SCORED]
+    if task_data.task.events != "beats":
+        every, end = np.concatenate(events), {"chords": NOT_SCORED, "melody": NO_MELODY}[task_data.task.events]
+        every = every[every[:, 2] < end]
         label = int(np.bincount(every[:, 2].astype(int), weights=every[:, 1] - every[:, 0]).argmax())
         outputs = [np.array([(0.0, seconds[path], label)]) for path in test.paths]
     else:
@@ -200,5 +202,5 @@ def check_frame_tasks(tasks: Sequence[Task], search: str) -> None:
     names = [task.name for task in tasks if task.events]
     if names and search != FRAME_SEARCH.name:
         raise ValueError(
-            f"{', '.join(names)}: beats and chords are probed under '{FRAME_SEARCH.name}' only, not '{search}'."
+            f"{', '.join(names)}: frames are probed under '{FRAME_SEARCH.name}' only, not under '{search}'."
         )

@@ -1,4 +1,4 @@
-"""Where the beats and chords of a synthetic clip lie: exact, as the score has them."""
+"""Where the beats, chords and notes of the melody of a synthetic clip lie: exact, as the score has them."""
 
 import math
 
@@ -17,11 +17,12 @@ QUALITIES = {
 
 
 def events_of(score: Score) -> dict[str, list]:
-    """Beats and chords of a clip, in seconds from its start, to the microsecond.
+    """Beats, chords and melody of a clip, in seconds from its start, to the microsecond.
 
     Returns:
         `dict[str, list]`: `beats` and `downbeats`: times in [0, clip_seconds), downbeats are beats, too; `chords`:
-        `[start, end, label]` without gaps from 0 to clip_seconds, labels such as `Db:min7`, neighbours differ.
+        `[start, end, label]` without gaps from 0 to clip_seconds, labels such as `Db:min7`, neighbours differ;
+        `melody`: `[start, end, MIDI note]` like chords, the note `None` where none is held.
     """
     spec = score.spec
     beat_seconds = 60 / spec.bpm
@@ -42,4 +43,17 @@ def events_of(score: Score) -> dict[str, list]:
             chords[-1][1] = end
         elif start < end:
             chords.append([start, end, label])
-    return {"beats": beats, "downbeats": downbeats, "chords": chords}
+    return {"beats": beats, "downbeats": downbeats, "chords": chords, "melody": _melody(score)}
+
+
+def _melody(score: Score) -> list[list]:
+    """As written, without what rings on; a note ends where the next one starts."""
+    length, now = score.spec.clip_seconds, 0.0
+    notes = sorted((note for note in score.notes if note.role == "melody"), key=lambda note: note.onset)
+    segments: list[list] = []
+    for note, following in zip(notes, [*(note.onset for note in notes), length][1:], strict=True):
+        start = max(0.0, round(note.onset, 6))
+        end = max(start, round(min(note.onset + note.seconds, following, length), 6))
+        segments += [[now, start, None], [start, end, note.pitch]]
+        now = end
+    return [one for one in [*segments, [now, length, None]] if one[0] < one[1]]

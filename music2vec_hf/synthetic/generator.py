@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from music2vec_hf.common.files import check_new_folder, write_json, write_text, written_aside
+from music2vec_hf.common.files import check_new_folder, read_json, write_json, write_text, written_aside
 from music2vec_hf.common.render import render as render_template
 from music2vec_hf.synthetic.events import events_of
 from music2vec_hf.synthetic.render import SAMPLING_RATE, render, silent_share
@@ -172,7 +172,7 @@ def synthesize_corpus(
     """Write a labelled synthetic corpus: audio, metadata.csv, events.json, synth.json and a data set card.
 
     The corpus is written aside and renamed at the end. Equal seeds give equal bytes, for any `num_proc`. Where `out`
-    already holds this very corpus, nothing is written but an events.json that it lacks.
+    already holds this very corpus, nothing is written but an events.json that is missing or has no melody.
 
     Args:
         out: folder to create. It must not exist, be empty, or hold the same corpus.
@@ -194,7 +194,7 @@ def synthesize_corpus(
         "clip_seconds": float(clip_seconds),
     }
     if (summary := _finished_corpus(out, settings)) is not None:
-        if not (out / EVENTS).is_file():
+        if not _has_all_events(out / EVENTS):
             find = partial(_events_of_clip, settings["seed"], settings["clip_seconds"])
             write_json(out / EVENTS, dict(_in_order(find, num_clips, num_proc)), indent=None)
         return summary
@@ -223,6 +223,12 @@ def synthesize_corpus(
         write_json(aside / EVENTS, by_track, indent=None)
         write_json(aside / "synth.json", summary)
     return summary
+
+
+def _has_all_events(path: Path) -> bool:
+    """Whether there is the file, and with the melody, which the first versions did not write."""
+    known = read_json(path, "delete it and run `music2vec synth` again") if path.is_file() else {}
+    return bool(known) and all("melody" in events for events in known.values())
 
 
 def load_synthetic_labels(folder: str | os.PathLike) -> list[dict]:

@@ -1,13 +1,22 @@
-"""Scores of beats and chords equal mir_eval's own, on worked examples."""
+"""Scores of beats, chords and melody equal mir_eval's own, on worked examples."""
 
 import mir_eval
 import numpy as np
 import pytest
 
-from music2vec_hf.common.events import CHORD_LABELS, NO_CHORD, NOT_SCORED, chord_class, real_events, stack_events
+from music2vec_hf.common.events import (
+    CHORD_LABELS,
+    MELODY_LABELS,
+    NO_CHORD,
+    NOT_SCORED,
+    chord_class,
+    melody_classes,
+    real_events,
+    stack_events,
+)
 from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.probing.scores import Predictions, score_predictions
-from music2vec_hf.probing.tasks.frames import read_chords
+from music2vec_hf.probing.tasks.frames import read_chords, read_melody
 
 BEATS = {
     "as they are": ([0.5, 1.0, 1.5], [0.5, 1.0, 1.5], 1.0),
@@ -102,3 +111,54 @@ def test_resamples_draw_tracks_and_padding_is_no_event(tmp_path):
     assert score_predictions(kept, ["beat_f_measure"])["beat_f_measure"]["value"] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="do not fit"):
         get_metric("beat_f_measure")(references, outputs[:, :2])
+
+
+MELODY = "melody_accuracy", "melody_overall"
+# Segments (start, end, class) of reference and estimate, and their two scores.
+MELODIES = {
+    "as it is": ([(0, 1, 33), (1, 2, 60)], [(0, 1, 33), (1, 2, 60)], (1.0, 1.0)),
+    "a semitone or an octave off": ([(0, 1, 33), (1, 2, 40)], [(0, 1, 34), (1, 2, 52)], (0.0, 0.0)),
+    "half of it, and heard where none is": ([(0, 1, 33), (1, 2, 60)], [(0, 0.5, 33), (0.5, 2, 3)], (0.5, 0.25)),
+    "none found": ([(0, 1, 33), (1, 4, 60)], [(0, 4, 60)], (0.0, 0.75)),
+    "none there": ([(0, 4, 60)], [(0, 1, 5), (1, 4, 60)], (0.0, 0.75)),
+    "out of range": ([(0, 1, 61), (1, 2, 0)], [(0, 1, 5), (1, 2, 0)], (1.0, 1.0)),
+    "too short": ([(0, 2, 20)], [(0, 1.5, 20)], (0.75, 0.75)),
+    "no answer": ([(0, 1, 20), (1, 2, 60)], [], (0.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("case", MELODIES)
+def test_worked_melodies(case):
+    *sides, expected = MELODIES[case]
+    stacked = [stack_events([np.array(side, float).reshape(-1, 3)]) for side in sides]
+    assert [float(get_metric(name)(*stacked)) for name in MELODY] == pytest.approx(expected)
+
+
+def test_scores_of_melodies_are_those_of_mir_eval_against_the_frequencies_of_the_file(tmp_path):
+    """Rounding to the nearest semitone changes no score: answers are semitones, and right within 50 cents."""
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        length = int(rng.integers(50, 400))
+        # Notes of 1 to 40 frames that glide, and answers of the nearest semitone or one beside it.
+        notes = np.repeat(rng.uniform(37, 94, length), rng.integers(1, 41, length))[:length]
+        notes = notes + rng.uniform(-0.4, 0.4, length)
+        answers = np.round(notes + rng.normal(0, 0.5, length))
+        truth, guess = (
+            np.where(rng.random(length) < 0.3, none, 440 * 2 ** ((pitches - 69) / 12))
+            for pitches, none in ((notes, -1.0), (answers, 0.0))
+        )
+        times, events = np.arange(length) * 0.01, []
+        for name, hertz, separator in (("truth.csv", truth, ","), ("guess.txt", guess, "\t")):
+            lines = [f"{time:.2f}{separator}{value:.9f}" for time, value in zip(times, hertz, strict=True)]
+            (tmp_path / name).write_text("\n".join(lines) + "\n")
+            events.append(stack_events([read_melody(tmp_path / name)]))
+        theirs = mir_eval.melody.evaluate(times, np.maximum(truth, 0), times, guess)
+        expected = [theirs["Raw Pitch Accuracy"], theirs["Overall Accuracy"]]
+        assert [float(get_metric(name)(*events)) for name in MELODY] == pytest.approx(expected), number
+        assert 0.0 < expected[0] < 1.0
+
+
+def test_classes_of_notes():
+    notes = np.array([36, 69, 69.4, 69.6, 95.4, 95.6, 35.4, np.nan])
+    assert melody_classes(notes).tolist() == [0, 33, 33, 34, 59, 61, 61, 60]
+    assert [MELODY_LABELS[place] for place in (0, 33, 59, 60, 61)] == ["C2", "A4", "B6", "N", "X"]

@@ -84,5 +84,8 @@ def test_the_published_config_with_a_path_in_vocab_size_loads(tmp_path):
 def test_the_pipeline_is_named_where_it_serves_the_head(architecture, frame_events, served_by):
     found = custom_pipelines([architecture], frame_events)
     assert (found and found["audio-classification"]["pt"]) == served_by
-    with pytest.raises(StrictDataclassClassValidationError, match=r"`frame_events` is 'notes'. Use 'beats', 'chords'"):
+    with pytest.raises(
+        StrictDataclassClassValidationError,
+        match=r"`frame_events` is 'notes'. Use 'beats', 'chords', 'melody' or None",
+    ):
         Music2VecConfig(frame_events="notes")

@@ -1,4 +1,4 @@
-"""Tasks of beats and chords: official layouts, exact events of synthetic clips, and the way from audio to results."""
+"""Tasks of beats, chords and melody: official layouts, exact events of synthetic clips, from audio to results."""
 
 import json
 import shutil
@@ -35,6 +35,7 @@ from music2vec_hf.synthetic.events import events_of
 from music2vec_hf.synthetic.generator import synthesize_corpus, synthesize_score
 
 CHORDS = "0.0 1.0 N\n1.0 2.5 C:maj\n2.6 3.0 A:min7/b3\n"
+MELODY = "0.00\t0.0\n0.01\t220.0\n0.02\t225.0\n0.03\t-220.0\n0.04\t3000.0\n"
 BEAT_ROWS = [(0.5, 0), (0.5, 1), (1.0, 0), (1.5, 0), (2.0, 0), (2.0, 1)]
 
 
@@ -74,6 +75,24 @@ def test_synthetic_events_are_those_of_the_score():
     assert struck > 100
 
 
+def test_a_synthetic_melody_is_what_its_voice_plays():
+    lengths, silent = [], 0
+    for index in range(20):
+        score = synthesize_score(3, index, 6.0)
+        segments = events_of(score)["melody"]
+        assert segments[0][0] == 0 and segments[-1][1] == 6.0
+        assert all(a[0] < a[1] == b[0] for a, b in pairwise(segments))
+        played = [note for note in score.notes if note.role == "melody"]
+        assert [note.pitch for note in sorted(played)] == [pitch for _, _, pitch in segments if pitch is not None]
+        for start, end, pitch in segments:
+            middle = (start + end) / 2
+            sounding = [note for note in sorted(played) if note.onset <= middle < note.onset + note.seconds]
+            assert pitch == (sounding[-1].pitch if sounding else None)  # the one that started last
+            lengths += [end - start] if pitch is not None else []
+        silent += not played
+    assert len(lengths) > 100 and 0 < silent < 10 and 0.05 < np.median(lengths) < 1.0
+
+
 def test_a_corpus_of_an_earlier_version_gets_its_events_from_synth(tmp_path):
     synthesize_corpus(tmp_path / "corpus", 20, seed=3, clip_seconds=2.0)
     kept = {path.name: path.read_bytes() for path in (tmp_path / "corpus").iterdir() if path.is_file()}
@@ -81,6 +100,18 @@ def test_a_corpus_of_an_earlier_version_gets_its_events_from_synth(tmp_path):
     assert load_task("synthetic-genre", tmp_path / "corpus").comparable
     with pytest.raises(FileNotFoundError, match=r"has no events.json, .* Run `music2vec synth` on this folder again"):
         load_task("synthetic-beats", tmp_path / "corpus")
+    synthesize_corpus(tmp_path / "corpus", 20, seed=3, clip_seconds=2.0)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "corpus").iterdir() if path.is_file()} == kept
+    older = {
+        clip: {name: of[name] for name in of if name != "melody"}
+        for clip, of in json.loads(kept["events.json"]).items()
+    }
+    (tmp_path / "corpus" / "events.json").write_text(json.dumps(older))
+    assert load_task("synthetic-chords", tmp_path / "corpus").comparable
+    with pytest.raises(
+        ValueError, match=r"no notes of the melody, which .* Run `music2vec synth` on this folder again"
+    ):
+        load_task("synthetic-melody", tmp_path / "corpus")
     synthesize_corpus(tmp_path / "corpus", 20, seed=3, clip_seconds=2.0)
     assert {path.name: path.read_bytes() for path in (tmp_path / "corpus").iterdir() if path.is_file()} == kept
     lacking = dict(list(json.loads(kept["events.json"]).items())[1:])
@@ -150,6 +181,25 @@ def test_own_folders_of_beats_and_of_chords(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "audio, annotation", [("a", "a.csv"), ("train01", "train01REF.txt"), ("Song_MIX", "Song_MELODY2.csv")]
+)
+def test_a_melody_is_read_from_a_series_of_frequencies(audio, annotation, tmp_path):
+    text = MELODY.replace("\t", ",") if annotation.endswith("csv") else MELODY
+    for split in ("train", "val", "test"):
+        write_tone(tmp_path / split / f"{audio}.wav", seconds=0.3)
+        (tmp_path / split / annotation).write_text(text)
+    (tmp_path / "readme.txt").write_text("no series")
+    data = load_task("melody", tmp_path)
+    assert "1 annotations have no audio file of their name: readme.txt." in data.differences
+    rows = events(data, f"test/{audio}.wav")  # A3 until past the middle of its two frames; 3 kHz is out of range
+    assert [label for *_, label in rows] == [60, 21, 60, 61] and len(data.task.labels) == 61
+    np.testing.assert_allclose([row[:2] for row in rows], [(0, 0.005), (0.005, 0.025), (0.025, 0.035), (0.035, 0.045)])
+    (tmp_path / "val" / annotation).write_text("0 3000\n")
+    with pytest.raises(ValueError, match="validation"):
+        load_task("melody", tmp_path)
+
+
+@pytest.mark.parametrize(
     "name, text, sentence",
     [
         (
@@ -164,16 +214,20 @@ def test_own_folders_of_beats_and_of_chords(tmp_path):
         ("a.lab", "0 1 H\n", r"'.*a.lab': 'H' is no chord such as A:min7/b3 or N"),
         ("a.lab", "0 2 C\n1 3 G\n", r"has a chord from 1 to 3 s after one that ends at 2 s"),
         ("a.lab", "2 1 C\n", r"has a chord from 2 to 1 s"),
+        ("a.csv", "0,220\n1\n", r"Line 2 of '.*a.csv' is '1'; it needs a time in seconds and a frequency in Hz"),
+        ("a.csv", "time,f0\n0,220\n", r"Line 1 of '.*a.csv' is 'time,f0'"),
+        ("a.csv", "0,220\n0,221\n", r"'.*a.csv' has times that do not rise from 0 on"),
+        ("a.csv", "0,220\n1,inf\n", r"'.*a.csv' has .* a frequency that is no number"),
     ],
 )
 def test_damaged_annotations_are_named(name, text, sentence, tmp_path):
     write_tone(tmp_path / "a.wav", seconds=0.3)
     (tmp_path / name).write_text(text)
-    task = "beats" if name.endswith(".beats") else "chords"
+    task = {"a.beats": "beats", "a.lab": "chords", "a.csv": "melody"}[name]
     with pytest.raises(ValueError, match=sentence):
         load_task(task, tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"has no \.{name[2:]} file with the name of an audio file"):
+    with pytest.raises(FileNotFoundError, match=rf"has no \.{name[2:]}.* file with the name of an audio file"):
         load_task(task, tmp_path)
 
 
@@ -187,6 +241,8 @@ def test_targets_of_frames():
     assert frame_targets(rows[:0], times, "beats", 0.02).sum() == 0
     coarse = frame_targets(rows, np.arange(15) * 0.128, "beats", 0.128)  # chroma: each beat has a frame
     assert coarse[:, 0].sum() == 2
+    melody = frame_targets(np.array([(0.1, 0.5, 3), (0.6, 1.0, 60)]), np.array([0.05, 0.1, 0.5, 0.6]), "melody", 0.02)
+    assert melody.tolist() == [61, 3, 61, 60]
     chords = np.array([(0.1, 0.5, 3), (0.5, 1.0, 25), (1.0, 1.5, 24)])
     classes = frame_targets(chords, np.array([0.05, 0.1, 0.49, 0.5, 1.49, 1.5]), "chords", 0.02)
     assert classes.tolist() == [25, 3, 3, 25, 24, 25]
@@ -195,19 +251,21 @@ def test_targets_of_frames():
 def test_targets_as_outputs_score_like_the_truth(corpus):
     """The way back: what a perfect probe says of every frame becomes the events themselves."""
     times = np.arange(99) * 0.02 + 0.0125
-    for name, settings in (("synthetic-beats", [0.5, 0.5]), ("synthetic-chords", [0.0])):
+    for name, settings in (("synthetic-beats", [0.5, 0.5]), ("synthetic-chords", [0.0]), ("synthetic-melody", [0.0])):
         data = load_task(name, corpus)
         split = data.splits["test"]
         found = []
         for rows in split.targets:
             targets = frame_targets(rows[rows[:, 2] >= 0], times, data.task.events, 0.02)
-            logits = 8.0 * (targets if data.task.events == "beats" else np.eye(26)[targets][:, :25]) - 4
+            logits = (
+                8.0 * (targets if data.task.events == "beats" else np.eye(62)[targets][:, : len(data.task.labels)]) - 4
+            )
             found.append(frame_events(logits, times, data.task.events, settings))
         for metric in data.task.metrics:
             result = frame_probes.scored(data, "quick", frame_probes.stack_events(found)[None])
-            # Some clips of 2 s have no downbeat, or chords that are not scored: they count as 0, as in mir_eval.
-            best = np.mean([bool((rows[:, 2] == (metric[:4] == "down")).any()) for rows in split.targets])
-            best = best if data.task.events == "beats" else 1.0
+            # Some clips of 2 s have no downbeat, or no melody: they count as 0, as in mir_eval.
+            label = {"beat_f_measure": [0], "downbeat_f_measure": [1], "melody_accuracy": range(60)}.get(metric)
+            best = np.mean([label is None or bool(np.isin(rows[:, 2], label).any()) for rows in split.targets])
             assert result.scores[metric]["value"] == pytest.approx(best, abs=0.03)
 
 
@@ -218,9 +276,11 @@ def test_chance_is_a_grid_or_the_commonest_chord(corpus):
     train = [of[of[:, 2] == 0, 0] for of in data.splits["train"].targets]
     np.testing.assert_allclose(np.diff(beats), np.median(np.concatenate([np.diff(times) for times in train])))
     assert beats[0] == down[0] == 0 and 1.5 < beats[-1] < 2.0 and set(down) <= set(beats)
-    outputs = chance_events(load_task("synthetic-chords", corpus), "quick").predictions.outputs
-    assert outputs.shape[2:] == (1, 3) and len(set(outputs[..., 2].flatten())) == 1
-    np.testing.assert_allclose(outputs[..., :2], np.broadcast_to([0.0, 2.0], outputs[..., :2].shape))
+    for name, classes in (("synthetic-chords", range(25)), ("synthetic-melody", range(23, 54))):  # B3 to F6
+        outputs = chance_events(load_task(name, corpus), "quick").predictions.outputs
+        assert outputs.shape[2:] == (1, 3) and len(set(outputs[..., 2].flatten())) == 1
+        assert outputs[0, 0, 0, 2] in classes
+        np.testing.assert_allclose(outputs[..., :2], np.broadcast_to([0.0, 2.0], outputs[..., :2].shape))
 
 
 def test_kept_frames_are_frames_of_the_track(corpus):
@@ -274,7 +334,7 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
     sources = {"model": model_folder, "random-init": "random-init", "chroma": "chroma"}
     path = run_suite(sources, "synthetic-frames", corpus, tmp_path / "out", **options)
     content = read_results(path)
-    metrics = ["beat_f_measure", "downbeat_f_measure", "chord_majmin"]
+    metrics = ["beat_f_measure", "downbeat_f_measure", "chord_majmin", "melody_accuracy", "melody_overall"]
     records = [record for record in content["records"] if record["source"] == "model"]
     assert [record["metric"] for record in records] == metrics
     assert {row["baseline"] for row in content["comparisons"]} == {"random-init", "chroma", "chance"}
@@ -287,7 +347,12 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
         paired = paired_difference(path, path, "model", "random-init")[record["task"]]
         assert paired.interval[0] < 0.2 and -0.2 < paired.interval[1]
     report = write_report(tmp_path / "out", tmp_path / "page").read_text()
-    assert "beat F-measure" in report and "majmin overlap" in report and "random-init on" in report
+    assert (
+        "beat F-measure" in report
+        and "majmin overlap" in report
+        and "raw pitch accuracy" in report
+        and "random-init on" in report
+    )
 
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cache").rglob("*.parquet")}
     again = run_suite(sources, "synthetic-frames", corpus, tmp_path / "out", **options | {"export": None})
@@ -296,7 +361,7 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
     ]
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "cache").rglob("*.parquet")}
 
-    for name in ("synthetic-beats", "synthetic-chords"):
+    for name in ("synthetic-beats", "synthetic-chords", "synthetic-melody"):
         stored = Predictions.load(tmp_path / "out" / f"predictions/model--{name}.npz")
         files = load_task(name, corpus).splits["test"].paths
         find = pipeline("audio-classification", model=str(tmp_path / "exported" / name))
@@ -312,6 +377,6 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
 
 
 def test_other_protocols_are_refused_before_anything_is_read(tmp_path, model_folder):
-    sentence = "synthetic-beats, synthetic-chords: beats and chords are probed under 'quick' only, not 'marble'"
+    sentence = "synthetic-beats, synthetic-chords, synthetic-melody: frames are probed under 'quick' only, not under"
     with pytest.raises(ValueError, match=sentence):
         run_suite([model_folder], ["synthetic-genre", "synthetic-frames"], tmp_path, tmp_path / "out", "marble")

@@ -117,7 +117,7 @@ class Task:
         license, citation, source, split_rule (`str`): terms of the data, citation, where to get it, how it is split.
         synthetic (`bool`): the data is generated, so a score says nothing about real music.
         labels (`tuple[str, ...]`): names of the outputs; empty until the data is loaded where the data names them.
-        events (`str`): `"beats"` or `"chords"`, whose times a probe finds frame by frame; else empty.
+        events (`str`): `"beats"`, `"chords"` or `"melody"`, which a probe finds frame by frame; else empty.
         dataset (`str`): the data set that the task is made of; `load_task` looks into a folder of this name.
         counts (`tuple[int, ...]`): tracks of the benchmark's train, validation and test split; empty without one.
         label_counts (`Mapping[str, tuple[int, ...]]`): tracks with each label in these splits, where they are known.

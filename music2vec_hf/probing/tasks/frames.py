@@ -1,6 +1,7 @@
-"""Data sets of events, beats or chords: GTZAN-Rhythm, Ballroom, and folders of audio with `.beats` or `.lab` files."""
+"""Data sets of events: GTZAN-Rhythm, Ballroom, and folders of audio with files of beats, chords or a melody."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,8 +11,9 @@ import numpy as np
 
 from music2vec_hf.audio.labels import SPLIT_NAMES, name_some
 from music2vec_hf.audio.reading import find_audio_files
-from music2vec_hf.common.events import NOT_SCORED, chord_class
+from music2vec_hf.common.events import NOT_SCORED, UNSCORED, chord_class, melody_classes
 from music2vec_hf.common.files import read_json
+from music2vec_hf.model.events_music2vec import class_segments
 from music2vec_hf.probing.tasks.classes import read_gtzan, split_stems
 from music2vec_hf.probing.tasks.declarations import NO_BENCHMARK, Example, Found, Task
 
@@ -71,15 +73,17 @@ def read_gtzan_rhythm(task: Task, folder: Path) -> Found:
 
 
 def read_own_events(task: Task, folder: Path) -> Found:
-    """Read audio files with `.beats` (time, place in the bar) or `.lab` files (start, end, chord) of the same name.
+    """Read audio files with `.beats` (time, place in the bar), `.lab` (start, end, chord), or for a melody `.csv` or
+    `.txt` files (time, f0) of the same name; `REF`, `_MELODY1` to 3 and `_MIX` at the end of a name do not count.
 
     A file belongs to the audio beside it, or else to that in a folder of the same name, or else to the only one of
     its name: so the chords of Isophonics (`chordlab/The_Beatles/<album>/<song>.lab`) fit a folder of albums. Splits
     are the folders train, validation and test, if there are any; else albums (folders) are split by a hash of their
     names, and where there are fewer than 10 folders single tracks.
     """
-    suffix, read = {"beats": (".beats", read_beats), "chords": (".lab", read_chords)}[task.events]
-    found = _pair(task, folder, suffix, read, f"{suffix} file with the name of an audio file")
+    readers = {"beats": (".beats", read_beats), "chords": (".lab", read_chords), "melody": (".csv .txt", read_melody)}
+    suffixes, read = readers[task.events]
+    found = _pair(task, folder, suffixes, read, f"{suffixes.replace(' ', ' or ')} file with the name of an audio file")
     spelling = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     parents = {one.path.parent for one in found.examples}
     examples = []
@@ -93,34 +97,43 @@ def read_own_events(task: Task, folder: Path) -> Found:
 
 def with_events(task: Task, folder: Path, tracks: Sequence[Example]) -> Found:
     """The clips of a synthetic corpus with the events that `music2vec synth` wrote. Raises FileNotFoundError for a
-    corpus of an earlier version, which has none."""
+    corpus of an earlier version, which has none, and ValueError for one whose events lack the melody."""
+    again = (
+        "which earlier versions did not write. Run `music2vec synth` on this folder again, with its number of clips "
+        "and seed (synth.json): it adds them and leaves the rest."
+    )
     if not (folder / "events.json").is_file():
-        raise FileNotFoundError(
-            f"'{folder}' has no events.json, which earlier versions did not write. Run `music2vec synth` on this "
-            "folder again, with its number of clips and seed (synth.json): it adds the file and leaves the rest."
-        )
+        raise FileNotFoundError(f"'{folder}' has no events.json, {again}")
     advice = "delete it and run `music2vec synth` on the folder again, which writes it anew"
     known = read_json(folder / "events.json", advice)
     missing = [one.track_id for one in tracks if one.track_id not in known]
     if missing:
         raise ValueError(f"'{folder}/events.json' lacks {len(missing)} clips: {name_some(missing)}; {advice}.")
+    if any(task.events not in known[one.track_id] for one in tracks):
+        raise ValueError(f"'{folder}/events.json' has no notes of the {task.events}, {again}")
     return _usable(Found(task, [replace(one, label=_synthetic(task, known[one.track_id])) for one in tracks], folder))
 
 
 def _synthetic(task: Task, events: dict) -> np.ndarray:
     if task.events == "beats":
         return _beats(events["beats"], events["downbeats"])
+    if task.events == "melody":
+        rows = np.array(events["melody"], dtype=np.float64)  # None is NaN
+        return np.column_stack([rows[:, :2], melody_classes(rows[:, 2])])
     return np.array([(start, end, chord_class(label)) for start, end, label in events["chords"]])
 
 
-def _pair(task: Task, folder: Path, suffix: str, read: Callable, what: str) -> Found:
+def _pair(task: Task, folder: Path, suffixes: str, read: Callable, what: str) -> Found:
     """Every audio file that has an annotation; its id is its relative path, its split is not known yet."""
     annotations = defaultdict(list)
-    for path in sorted(folder.rglob(f"*{suffix}")):
-        annotations[path.stem].append(path)
+    for path in sorted(path for suffix in suffixes.split() for path in folder.rglob(f"*{suffix}")):
+        annotations[re.sub("(REF|_MELODY[123])$", "", path.stem)].append(path)
     examples, extra, used = [], [], set()
     for audio in find_audio_files(folder):
-        chosen, name = _of_audio(audio, annotations[audio.stem]), audio.relative_to(folder).as_posix()
+        chosen, name = (
+            _of_audio(audio, annotations[audio.stem.removesuffix("_MIX")]),
+            audio.relative_to(folder).as_posix(),
+        )
         if chosen is None:
             extra.append(name)
         else:
@@ -146,7 +159,7 @@ def _of_audio(audio: Path, candidates: Sequence[Path]) -> Path | None:
 
 def _usable(found: Found) -> Found:
     """Without the tracks of which nothing can be scored, which `differences` names."""
-    empty = [one.track_id for one in found.examples if not (one.label[:, 2] != NOT_SCORED).any()]
+    empty = [one.track_id for one in found.examples if not (one.label[:, 2] != UNSCORED[found.task.events]).any()]
     if not empty:
         return found
     sentence = f"{len(empty)} tracks have no {found.task.events} that can be scored, left out: {name_some(empty)}."
@@ -194,11 +207,23 @@ def read_chords(path: Path) -> np.ndarray:
     return np.array(events, dtype=np.float64).reshape(-1, 3)
 
 
+def read_melody(path: Path) -> np.ndarray:
+    """A series of time and f0 in Hz (0 or less where there is no melody) -> events `[E, 3]`, segments of the nearest
+    semitone, each frame from the middle between it and the one before."""
+    rows = np.array(_numbers(path, 2, "a time in seconds and a frequency in Hz"), dtype=np.float64).reshape(-1, 2)
+    times, hertz = rows.T
+    if not (np.isfinite(rows).all() and (times >= 0).all() and (np.diff(times) > 0).all()):
+        raise ValueError(f"'{path}' has times that do not rise from 0 on, or a frequency that is no number.")
+    notes = np.full(len(rows), np.nan)
+    notes[hertz > 0] = 69 + 12 * np.log2(hertz[hertz > 0] / 440)
+    return class_segments(melody_classes(notes), times) if len(rows) else np.zeros((0, 3))
+
+
 def _numbers(path: Path, columns: int, what: str) -> list[list]:
-    """Rows of numbers, but for a third column; blank lines are no matter."""
+    """Rows of numbers, but for a third column; blank lines are no matter, two columns may have a comma between."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        fields = line.split()
+        fields = line.replace(",", " ").split() if columns == 2 else line.split()
         try:
             if fields:
                 rows.append([*(float(field) for field in fields[:2]), *fields[2:columns]])

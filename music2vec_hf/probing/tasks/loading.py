@@ -187,6 +187,7 @@ _READERS_OF_TASKS = {
     "gtzan-beats": frames.read_gtzan_rhythm,
     "beats": frames.read_own_events,
     "chords": frames.read_own_events,
+    "melody": frames.read_own_events,
 }
 TASK_GROUPS = {
     "synthetic": tuple(name for name, task in TASKS.items() if task.synthetic and not task.events),
