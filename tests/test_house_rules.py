@@ -22,15 +22,15 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 1_335,
-    "common": 936,
-    "model": 2_048,
+    "common": 979,
+    "model": 2_052,
     "audio": 2_506,
     "corpus": 2_530,
-    "synthetic": 946,
+    "synthetic": 966,
     "features": 2_080,
     "pretraining": 1_875,
     "finetuning": 565,
-    "probing": 4_354,
+    "probing": 4_382,
     "hub": 1_390,
 }
 
