@@ -20,6 +20,7 @@ from music2vec_hf.model import configuration_music2vec
 from music2vec_hf.synthetic.generator import synthesize_clip
 
 CARD, EXTRACTOR, EXAMPLE = "README.md", "preprocessor_config.json", "example.flac"
+_NOTICES = ("ATTRIBUTION.md", "LICENSE", "NOTICE")  # what a licence may ask to go along
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # Left in a repository from an earlier push they would be loaded instead of, or beside, the new ones.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -64,8 +65,8 @@ def make_publication(
     revision: str | None = None,
     draw: Callable[..., list[dict]] | None = None,
 ) -> Publication:
-    """Collect what a push uploads: configuration, weights, extractor, code, scores, card with its figures, and an
-    example to hear; never training state.
+    """Collect what a push uploads: configuration, weights, extractor, code, scores, card with its figures, an example
+    to hear, and the notices of a licence; never training state.
 
     Args:
         folder (`str` or `Path`): a finished run, one of its checkpoints, or any Music2Vec or data2vec-audio model.
@@ -90,6 +91,7 @@ def make_publication(
             "apache-2.0, mit, cc-by-4.0 or cc-by-nc-4.0, as far as the rights in the training audio allow."
         )
     files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG, EXTRACTOR)}
+    files |= {name: folder / name for name in _NOTICES if (folder / name).is_file()}
     files |= {path.name: path for path in weight_files(folder)}
     if config["model_type"] == "music2vec":
         files |= with_remote_code(folder)

@@ -39,6 +39,8 @@ def test_only_what_the_model_needs_travels(checkpoint):
     wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "example.flac"}
     assert set(publication.files) == wanted | CODE
     assert publication.left_out == ["cache", "optimizer.pt", "teacher.safetensors", "trainer_state.json"]
+    (checkpoint / "ATTRIBUTION.md").write_text("By Ann.")
+    assert set(make_publication(checkpoint, REPO, "cc-by-sa-4.0").files) == wanted | CODE | {"ATTRIBUTION.md"}
     assert publication.sizes["model.safetensors"] == (checkpoint / "model.safetensors").stat().st_size
 
 
