@@ -6,7 +6,7 @@
 Beside each other: the teacher, its student, the student's shape pretrained alone for as long, and random weights of
 both shapes. Scores are those of `music2vec probe` on the synthetic tasks, test scored once; milliseconds are medians
 of rounds in turn in one process, for the encoder's frames of 30 s; files are those of `music2vec export --format
-onnx --quantize int8`.
+onnx --quantize int8`. Runs that are there already, `student`, `timing` and `alone` in the output, are not made again.
 """
 
 import argparse
@@ -33,38 +33,34 @@ SHAPE += ("conv_stride", "average_top_k_layers")
 ROUNDS = 15
 
 
-def run(*words: object) -> float:
-    """Run a command of the library, as a person would; the seconds it took."""
-    words = [str(word) for word in words]
-    print("$ music2vec", *words, flush=True)
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "music2vec_hf", *words], check=True)
-    return time.perf_counter() - started
+def run(folder: Path, *words: object) -> Path:
+    """Make a run by a command of the library, as a person would, if it is not there; its folder."""
+    if not (folder / "model.safetensors").is_file():
+        words = [*map(str, words), "--output", str(folder)]
+        print("$ music2vec", *words, flush=True)
+        subprocess.run([sys.executable, "-m", "music2vec_hf", *words], check=True)
+    return folder
 
 
-def seconds_of_steps(folder: Path, audio_seconds: float) -> float:
+def seconds_of(folder: Path) -> float:
     """Seconds that a run's steps took, by its own records."""
-    found, last = 0.0, 0
+    found, last, audio = 0.0, 0, read_json(folder / "run.json")["audio_seconds_per_step"]
     for record in read_metrics(folder / "metrics.jsonl"):
-        found += (record["step"] - last) * audio_seconds / record["audio_seconds_per_second"]
+        found += (record["step"] - last) * audio / record["audio_seconds_per_second"]
         last = record["step"]
     return found
 
 
 def train(teacher: str, corpus: str, output: Path, recipe: str) -> dict[str, float]:
     """Make `output/student` and, for as many seconds of steps, `output/alone`; gives the seconds of each run."""
-    seconds = {
-        "student": run("distill", teacher, "--recipe", recipe, "--corpus", corpus, "--output", output / "student")
-    }
-    student, tiny = load_recipe(recipe), load_recipe("tiny").to_dict()
-    alone = {**tiny, **{name: getattr(student, name) for name in SHAPE}}
+    student = run(output / "student", "distill", teacher, "--recipe", recipe, "--corpus", corpus)
+    shape = load_recipe(recipe)
+    alone = {**load_recipe("tiny").to_dict(), **{name: getattr(shape, name) for name in SHAPE}}
     (output / "alone.yaml").write_text(yaml.safe_dump(alone))
-    words = ("pretrain", "--recipe", output / "alone.yaml", "--corpus", corpus, "--output")
-    run(*words, output / "timing", "--max-steps", 40)
-    each = seconds_of_steps(output / "timing", tiny["batch_seconds"]) / 40
-    steps = round(seconds_of_steps(output / "student", student.batch_seconds) / each)
-    seconds["alone"] = run(*words, output / "alone", "--max-steps", steps)
-    return seconds
+    words = ("pretrain", "--recipe", output / "alone.yaml", "--corpus", corpus, "--max-steps")
+    each = seconds_of(run(output / "timing", *words, 40)) / 40
+    alone = run(output / "alone", *words, round(seconds_of(student) / each))
+    return {"student": seconds_of(student), "alone": seconds_of(alone)}
 
 
 def milliseconds(folders: dict[str, str]) -> dict[str, list[float]]:
@@ -89,7 +85,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny_half", help="of the student")
     args = parser.parse_args()
     output = Path(args.output)
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
     seconds = train(args.teacher, args.corpus, output, args.recipe)
     torch.manual_seed(0)
     save_model(output / "random-student", Music2VecModel(load_recipe(args.recipe).model_config()))
