@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_ROOTS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 NO_CHORD, NOT_SCORED = 24, 25
 """Classes of silence (`N`), and of what has no major or minor triad (`X`): the latter is in references only."""
-CHORD_LABELS = (*(f"{root}:{quality}" for quality in ("maj", "min") for root in _ROOTS), "N", "X")
+CHORD_LABELS = (*(f"{root}:{quality}" for quality in ("maj", "min") for root in TONICS), "N", "X")
 LOWEST_NOTE, NO_MELODY = 36, 60
 """The MIDI note (C2) of class 0 of a melody, and the class where there is none (`N`); the highest note is B6."""
-MELODY_LABELS = (*(f"{root}{octave}" for octave in range(2, 7) for root in _ROOTS), "N", "X")
+MELODY_LABELS = (*(f"{root}{octave}" for octave in range(2, 7) for root in TONICS), "N", "X")
 EVENT_LABELS = {"beats": ("beat", "downbeat"), "chords": CHORD_LABELS, "melody": MELODY_LABELS}
 UNSCORED = {"beats": -1, "chords": NOT_SCORED, "melody": NO_MELODY + 1}
 """By kind the class `X`; beats have none."""

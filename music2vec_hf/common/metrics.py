@@ -27,10 +27,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from music2vec_hf.common.events import EVENT_SCORES, track_scores
+from music2vec_hf.common.events import EVENT_SCORES, TONICS, track_scores
 
-_TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-KEY_LABELS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in _TONICS)
+KEY_LABELS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
 """The 24 key labels in the order of JukeMIR: 12 major, then 12 minor, flats, C first."""
 
 

@@ -319,7 +319,7 @@ def _hear_together(encoder, layers, pool, precision, samples, windows) -> None:
             # The precision is ours, also where the caller computes under autocast.
             outer = torch.autocast(device.type, enabled=False)
             with outer, autocast(precision, device.type), sdpa_kernel(_ATTENTION):
-                frames = _up_to_the_last(layers, encoder.frames(input_values))
+                frames = wanted_layers(layers, encoder.frames(input_values))
                 kept = {layer: _keep(values.float(), together, pool) for layer, values in frames}
             # Only now: a GPU that is asked for results after every layer waits each time.
             for layer, values in kept.items():
@@ -327,7 +327,7 @@ def _hear_together(encoder, layers, pool, precision, samples, windows) -> None:
                     window.features[layer] = row if pool == "mean" else row[window.frames]
 
 
-def _up_to_the_last(layers, frames) -> Iterator[tuple[str, torch.Tensor]]:
+def wanted_layers(layers, frames) -> Iterator[tuple[str, torch.Tensor]]:
     """Those of the layers that are asked for; what lies above the last one is not computed."""
     missing = set(layers)
     while missing:

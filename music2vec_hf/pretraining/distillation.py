@@ -15,12 +15,9 @@ from transformers.utils.generic import can_return_tuple
 
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.features.encoders import CONV, Encoder, compile_model, load_encoder
+from music2vec_hf.features.windows import wanted_layers
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
-from music2vec_hf.model.modeling_music2vec import (
-    Music2VecForPreTraining,
-    Music2VecForPreTrainingOutput,
-    channel_std,
-)
+from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining, Music2VecForPreTrainingOutput, channel_std
 from music2vec_hf.pretraining.arguments import Recipe
 
 
@@ -84,7 +81,8 @@ class FrozenTeacher:
             rows = (self.encoder.to_samples(row, SAMPLING_RATE) for row in input_values.cpu().numpy())
             rows = np.stack([self.encoder.prepare(row) for row in rows])
             input_values = torch.from_numpy(rows).to(input_values.device)
-        found = {name: states.float() for name, states in self.encoder.frames(input_values) if name in self.layers}
+        frames = wanted_layers(self.layers, self.encoder.frames(input_values))
+        found = {name: states.float() for name, states in frames}
         targets = [found[name] for name in self.layers]
         if self.averages:
             targets = [sum(F.instance_norm(states.transpose(1, 2)) for states in targets).transpose(1, 2)]

@@ -2,7 +2,8 @@
 
 import math
 
-from music2vec_hf.synthetic.score import TONICS, Score
+from music2vec_hf.common.events import TONICS
+from music2vec_hf.synthetic.score import Score
 
 # Intervals above the root -> quality in the syntax of Harte et al. 2005, which `.lab` files and mir_eval use.
 QUALITIES = {
@@ -24,15 +25,13 @@ def events_of(score: Score) -> dict[str, list]:
         `[start, end, label]` without gaps from 0 to clip_seconds, labels such as `Db:min7`, neighbours differ;
         `melody`: `[start, end, MIDI note]` like chords, the note `None` where none is held.
     """
-    spec = score.spec
-    beat_seconds = 60 / spec.bpm
-    beats, downbeats = [], []
+    spec, beat_seconds = score.spec, 60 / score.spec.bpm
+    beats, downbeats, chords = [], [], []
     for beat in range(math.ceil((spec.clip_seconds + spec.start_seconds) / beat_seconds) + 1):
         time = round(beat * beat_seconds - spec.start_seconds, 6)
         if 0 <= time < spec.clip_seconds:
             beats.append(time)
             downbeats += [time] if beat % spec.style.bar_beats == 0 else []
-    chords: list[list] = []
     for number, chord in enumerate(score.chords):
         start, end = (
             round(place * spec.chord_beats * beat_seconds - spec.start_seconds, 6) for place in (number, number + 1)

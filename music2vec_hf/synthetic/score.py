@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import yaml
 
+from music2vec_hf.common.events import TONICS
+
 
 def _read(name: str) -> dict:
     return yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
@@ -34,7 +36,6 @@ HARMONY = _read("progressions.yaml")  # chords, scales, blues_scales, tonic_weig
 
 # ---- scores ----
 
-TONICS = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 KEYS = tuple(f"{tonic} {mode}" for mode in ("major", "minor") for tonic in TONICS)
 CONTROLS = ("tempo", "dynamics", "articulation", "density", "brightness")
 
