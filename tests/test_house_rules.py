@@ -28,7 +28,7 @@ LIMITS = {
     "corpus": 2_530,
     "synthetic": 966,
     "features": 2_080,
-    "pretraining": 1_875,
+    "pretraining": 1_879,
     "finetuning": 565,
     "probing": 4_382,
     "hub": 1_390,

@@ -189,9 +189,7 @@ def optimise(
         totals[1 + _SIGNALS.index(received)] = 1
     totals = accelerator.reduce(totals, "sum")
     trained = [parameter for parameter in state.student.parameters() if parameter.requires_grad]
-    for (
-        parameter
-    ) in trained:  # of a layer that LayerDrop skipped: all parameters have taken as many steps as the group
+    for parameter in trained:  # those of a layer that LayerDrop skipped have none, and take part all the same
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     gradients = [parameter.grad for parameter in trained]
     torch._foreach_mul_(gradients, nominal_masked(recipe) / totals[0])

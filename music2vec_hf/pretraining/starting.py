@@ -97,9 +97,8 @@ def prepare_training(recipe: Recipe, accelerator, checkpoint: Path | None) -> Tr
         make_dropout_cheap(student)
     if recipe.gradient_checkpointing:  # older transformers know only the second name, newer ones warn of it
         getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)()
-    if recipe.compile is True or (
-        recipe.compile == "auto" and device.type == "cuda"
-    ):  # layer by layer, so that LayerDrop breaks no graph
+    compiled = device.type == "cuda" if recipe.compile == "auto" else recipe.compile
+    if compiled:  # layer by layer, so that LayerDrop breaks no graph
         compile_model(student.data2vec_audio, dynamic=False)
         teacher.compile()
     adam = {"betas": recipe.adam_betas, "eps": recipe.adam_epsilon, "weight_decay": recipe.weight_decay}
@@ -256,15 +255,13 @@ def _fits(recipe: Recipe, device: torch.device, student, teacher, rows: int) -> 
         with autocast(recipe.precision, device.type):
             output = student(torch.randn(rows, recipe.num_samples, device=device), None, mask, teacher)
         output.loss.backward()
+        return True
     except RuntimeError as error:
         if not any(reason in str(error) for reason in _OUT_OF_MEMORY):
             raise
-        found = False
-    else:
-        found = True
-    if not found and device.type == "cuda":  # here, where the error no longer holds on to what the pass had
+    if device.type == "cuda":  # here, where the error no longer holds on to what the pass had
         torch.cuda.empty_cache()
-    return found
+    return False
 
 
 __all__ = ["count_micro_steps", "fitting_seconds", "make_accelerator", "open_corpus", "prepare_training"]

@@ -53,7 +53,15 @@ def test_gradients_are_right():
     dropout = CheapDropout(0.3).train()
     assert torch.autograd.gradcheck(lambda values: seeded(dropout, values), values)
     states = [torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(lambda *states: seeded(_Attention.apply, *states, 0.3, 0.7), states)
+    for probability in (0.0, 0.3):
+        arguments = (probability, 0.7)
+        assert torch.autograd.gradcheck(lambda *states: seeded(_Attention.apply, *states, *arguments), states)  # noqa: B023
+
+
+def test_attention_without_dropout_is_torchs():
+    query, key, value = (torch.randn(2, 3, 11, 4) for _ in range(3))
+    theirs = F.scaled_dot_product_attention(query, key, value, scale=0.5)
+    torch.testing.assert_close(_Attention.apply(query, key, value, 0.0, 0.5), theirs)
 
 
 def test_attention_is_the_formula_with_the_same_draws():
@@ -98,10 +106,10 @@ def test_a_mask_is_obeyed(tiny_student):
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_near_float32(tiny_config, batch, dtype):
+@pytest.mark.parametrize("dtype, dropout", [(torch.bfloat16, 0.2), (torch.float16, 0.2), (torch.bfloat16, 0.0)])
+def test_half_precision_is_near_float32(tiny_config, batch, dtype, dropout):
     """Under autocast, forward and backward, on the same draws."""
-    tiny_config.hidden_dropout = tiny_config.attention_dropout = 0.2
+    tiny_config.hidden_dropout = tiny_config.attention_dropout = dropout
     student = Music2VecForPreTraining(tiny_config).train()
     make_dropout_cheap(student)
     teacher, found = EMATeacher(student), []
