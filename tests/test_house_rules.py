@@ -23,7 +23,7 @@ LEVELS = (
 LIMITS = {
     "top": 1_335,
     "common": 979,
-    "model": 2_052,
+    "model": 2_064,
     "audio": 2_506,
     "corpus": 2_530,
     "synthetic": 966,

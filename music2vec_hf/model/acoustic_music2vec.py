@@ -54,7 +54,7 @@ def _powers(samples: torch.Tensor, window: int, num_frames: int, hop: int, first
     after = (num_frames - 1) * hop + window - before - samples.shape[1]
     hann = torch.hann_window(window, device=samples.device) * (4 / window)
     spectrum = torch.fft.rfft(F.pad(samples, (before, after)).unfold(1, window, hop) * hann)
-    return torch.view_as_real(spectrum).square().sum(-1)
+    return spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
 
 
 def _stretched(levels: torch.Tensor, num_frames: int) -> torch.Tensor:

@@ -133,7 +133,7 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
             )
         if input_values.device.type == "cuda" and self._parts(input_values) > 1:
             return torch.cat([self(rows) for rows in input_values.chunk(self._parts(input_values))])
-        if not (_is_plain_call(input_values) and self._is_as_built()):
+        if not (is_plain_call(input_values) and self._is_as_built()):
             hidden_states = self._with_gradient(input_values[:, None])
             for conv_layer in self.conv_layers:
                 hidden_states = conv_layer(hidden_states)
@@ -183,7 +183,7 @@ class Music2VecFeatureEncoder(Data2VecAudioFeatureEncoder):
         return True
 
 
-def _is_plain_call(input_values: torch.Tensor) -> bool:
+def is_plain_call(input_values: torch.Tensor) -> bool:
     """Whether this is ordinary computation: no tracing, export, function transform or forward-mode gradient."""
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
@@ -194,4 +194,4 @@ def _is_plain_call(input_values: torch.Tensor) -> bool:
     return forward_ad.unpack_dual(input_values).tangent is None
 
 
-__all__ = ["Music2VecFeatureEncoder"]
+__all__ = ["Music2VecFeatureEncoder", "is_plain_call"]
