@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,7 +15,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent / "pretraining"))
 from fake_cuda.counting import Gpu
-from gpu import Course, report
 from gpu_bytes import OneGpu, one_update
 from torch.profiler import ProfilerActivity
 from toy_model import SIZES, save_model
@@ -33,15 +33,18 @@ NOISE = np.random.default_rng(0).standard_normal((3, 24_000)).astype(np.float32)
 CONFIG = Music2VecConfig(**SIZES, num_labels=4)
 
 
-def pretraining(gpu: Gpu, **settings) -> dict:
-    """The second of two updates."""
+def pretraining(gpu: Gpu, updates: int = 2, **settings) -> dict:
+    """The last of the updates, by default the second."""
     recipe = toy(**{"compile": False} | settings)
     state = prepare_training(recipe, OneGpu(), None)
-    for _ in range(2):
+    for _ in range(updates):
         with gpu.count(), patch.object(state.optimizer, "zero_grad"):
             one_update(gpu, recipe, state, 3)
-    gradients = {str(weight.grad.dtype) for weight in state.student.parameters() if weight.grad is not None}
-    return {"gradients": sorted(gradients)}
+    return {"gradients": types_of_gradients(state.student)}
+
+
+def types_of_gradients(model) -> list[str]:
+    return sorted({str(weight.grad.dtype) for weight in model.parameters() if weight.grad is not None})
 
 
 def distillation(gpu: Gpu) -> dict:
@@ -60,37 +63,35 @@ def embedding(gpu: Gpu, **settings) -> dict:
     return {"shapes": [list(np.shape(row)) for row in found]}
 
 
-def head(gpu: Gpu, kind: type, problem_type: str | None, labels, **settings) -> dict:
-    """A step of training, as fine-tuning takes it, and the mode of use."""
+def head(gpu: Gpu, kind: type, problem_type: str | None, labels: tuple, **settings) -> dict:
+    """A step of training, as fine-tuning takes it, and the mode of use; `labels` are a shape and a type."""
     config = Music2VecConfig(**SIZES, num_labels=4, problem_type=problem_type, **settings)
     model = kind(config).to("cuda").train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    for _ in range(2):
-        with gpu.count():
-            values, mask = (torch.ones(3, 24_000, device="cuda") for _ in range(2))
-            with torch.autocast("cuda", torch.bfloat16):
-                output = model(values, attention_mask=mask, labels=labels())
-            output.loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                model.eval()(values)
-            model.train()
-    return {"gradients": sorted({str(weight.grad.dtype) for weight in model.parameters() if weight.grad is not None})}
+    shape, dtype = labels
+    with gpu.count():
+        values, mask = (torch.ones(3, 24_000, device="cuda") for _ in range(2))
+        with torch.autocast("cuda", torch.bfloat16):
+            output = model(values, attention_mask=mask, labels=torch.zeros(shape, dtype=dtype, device="cuda"))
+        output.loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.eval()(values)
+    return {"gradients": types_of_gradients(model)}
 
 
 def weighted_loss(gpu: Gpu) -> dict:
     """The loss that weighs rare classes."""
     with gpu.count():
         logits = torch.zeros(3, 4, device="cuda", requires_grad=True)
-        WeightedLoss(torch.ones(4), False)(
-            {"logits": logits}, torch.zeros(3, dtype=torch.long, device="cuda")
-        ).backward()
+        labels = torch.zeros(3, dtype=torch.long, device="cuda")
+        WeightedLoss(torch.ones(4), False)({"logits": logits}, labels).backward()
     return {}
 
 
 def probes(gpu: Gpu) -> dict:
     """Probes of all shapes of the search `quick`, for a few steps."""
-    rng, search = np.random.default_rng(0), replace(get_search("quick"), max_steps=20, eval_every=10)
+    rng, search = np.random.default_rng(0), replace(get_search("quick"), max_steps=4, eval_every=2)
     features, targets = {"0": rng.standard_normal((40, 8), np.float32)}, rng.integers(0, 4, 40)
     data = ProbeData(features, targets, features, targets, "single_label_classification", 4, "accuracy")
     jobs = [ProbeJob("0", settings, 0) for settings in search.settings]
@@ -121,6 +122,8 @@ def large_batch(gpu: Gpu) -> dict:
 
 def course_of_measurements(gpu: Gpu) -> dict:
     """All of `make bench-gpu`'s own measurements, at toy size; what torch.compile makes is counted elsewhere."""
+    from gpu import Course, report
+
     settings = SIZES | {"num_hidden_layers": 2, "average_top_k_layers": 2}
     course = Course(settings=settings, counting=gpu.count, pairs=1, rows=(2,))
     accelerator = patch("pretrain_step.Accelerator", lambda **settings: OneGpu())
@@ -141,71 +144,44 @@ def mask_left_on_the_cpu(gpu: Gpu) -> dict:
         return pretraining(gpu)
 
 
-def value_asked_for(gpu: Gpu) -> dict:
-    """A mistake: a look at a value within the update."""
+def frames_changed_by(mistake: Callable, gpu: Gpu) -> dict:
+    """A mistake in every layer of the front end."""
     finish = frontend_music2vec._norm_and_activation
-
-    def mistaken(frames, *rest):
-        return finish(frames, *rest) * (1.0 if frames.sum().item() else 0.0)
-
-    with patch.object(frontend_music2vec, "_norm_and_activation", mistaken):
-        return pretraining(gpu)
-
-
-def double_precision(gpu: Gpu) -> dict:
-    """A mistake: float64 on the way."""
-    finish = frontend_music2vec._norm_and_activation
-
-    def mistaken(frames, *rest):
-        return finish(frames.double().float(), *rest)
-
-    with patch.object(frontend_music2vec, "_norm_and_activation", mistaken):
-        return pretraining(gpu)
-
-
-def classes():
-    """A class for each of three clips."""
-    return torch.zeros(3, dtype=torch.long, device="cuda")
-
-
-def tags():
-    """Tags of three clips."""
-    return torch.zeros(3, 4, device="cuda")
-
-
-def frame_classes():
-    """A class for each frame of three clips."""
-    return torch.zeros(3, 74, dtype=torch.long, device="cuda")
+    mistaken = patch.object(
+        frontend_music2vec, "_norm_and_activation", lambda frames, *rest: finish(mistake(frames), *rest)
+    )
+    with mistaken:
+        return pretraining(gpu, updates=1)
 
 
 SLOW = "course of measurements"
-CLIPS = Music2VecForSequenceClassification
+CLIPS, TAGS, FLOATS = Music2VecForSequenceClassification, "multi_label_classification", ((3, 4), torch.float32)
 CASES: dict[str, Callable[[Gpu], dict]] = {
     "pretraining": pretraining,
-    "pretraining bf16": lambda gpu: pretraining(gpu, precision="bf16"),
-    "pretraining fp16": lambda gpu: pretraining(gpu, precision="fp16"),
-    "pretraining tf32": lambda gpu: pretraining(gpu, precision="tf32"),
-    "pretraining bf16 recomputing": lambda gpu: pretraining(gpu, precision="bf16", gradient_checkpointing=True),
-    "pretraining three masks": lambda gpu: pretraining(gpu, precision="bf16", masks_per_crop=3),
-    "pretraining clipping": lambda gpu: pretraining(gpu, max_grad_norm=1.0),
-    "pretraining with spectra": lambda gpu: pretraining(gpu, precision="bf16", acoustic_weight=1.0),
-    "pretraining from a frozen teacher": distillation,
+    "bf16, recomputing": partial(pretraining, precision="bf16", gradient_checkpointing=True),
+    "fp16, three masks": partial(pretraining, precision="fp16", masks_per_crop=3),
+    "tf32, clipping, spectra": partial(pretraining, precision="tf32", max_grad_norm=1.0, acoustic_weight=1.0),
+    "bf16, frozen teacher": distillation,
     "embed": embedding,
-    "embed bf16 frames": lambda gpu: embedding(gpu, precision="bf16", pool="none"),
-    "head of classes": lambda gpu: head(gpu, CLIPS, None, classes),
-    "head of tags, weighted layers": lambda gpu: head(
-        gpu, CLIPS, "multi_label_classification", tags, classifier_layer="weighted", classifier_hidden_size=8
+    "embed bf16 frames": partial(embedding, precision="bf16", pool="none"),
+    "head of classes": partial(head, kind=CLIPS, problem_type=None, labels=(3, torch.long)),
+    "head of tags, weighted layers": partial(
+        head, kind=CLIPS, problem_type=TAGS, labels=FLOATS, classifier_layer="weighted", classifier_hidden_size=8
     ),
-    "head of values, conv": lambda gpu: head(gpu, CLIPS, "regression", tags, classifier_layer="conv"),
-    "head of frames": lambda gpu: head(gpu, Music2VecForAudioFrameClassification, None, frame_classes),
+    "head of values, conv": partial(
+        head, kind=CLIPS, problem_type="regression", labels=FLOATS, classifier_layer="conv"
+    ),
+    "head of frames": partial(
+        head, kind=Music2VecForAudioFrameClassification, problem_type=None, labels=((3, 74), torch.long)
+    ),
     "weighted loss": weighted_loss,
     "probes": probes,
     "size of a pass": size_of_a_pass,
     "large batch": large_batch,
     SLOW: course_of_measurements,
     "a mask left on the CPU": mask_left_on_the_cpu,
-    "a value asked for": value_asked_for,
-    "double precision": double_precision,
+    "a value asked for": partial(frames_changed_by, lambda frames: frames * (1.0 if frames.sum().item() else 0.0)),
+    "double precision": partial(frames_changed_by, lambda frames: frames.double().float()),
 }
 
 

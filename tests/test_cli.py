@@ -1,4 +1,4 @@
-"""The command: every verb has help, mistakes end in one sentence, and the whole chain runs at toy size."""
+"""The command: every verb has help, values are read as YAML, and the whole chain runs at toy size."""
 
 import json
 from dataclasses import replace
@@ -27,38 +27,6 @@ def test_recipes_are_listed_and_resolved(capsys):
     assert "mask_time_length: 5\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "words, sentence",
-    [
-        (["recipes", "crop6s"], "There is no recipe 'crop6s'"),
-        (["synth", "OUT", "--clips", "0", "--seed", "0"], "num_clips"),
-        (["prepare", "nowhere", "OUT"], "nowhere"),
-        (["pretrain", "--corpus", "nowhere/at/all", "--output", "OUT"], "nowhere/at/all"),
-        (["pretrain", "--corpus", "C", "--output", "OUT", "--mask_time_lenght", "5"], "Did you mean"),
-        (["pretrain", "--corpus", "C", "--output", "OUT", "--seed"], "`seed` is True"),
-        (["finetune", "nowhere.yaml", "--mode", "frozen"], "nowhere.yaml"),
-        (
-            ["finetune", "--mode", "frozen", "c.yaml"],
-            "'frozen' is no .yaml file. Write `music2vec finetune CONFIG.yaml",
-        ),
-        (["report", "nowhere", "--output", "OUT"], "nowhere"),
-        (["embed", "M", "nowhere", "--output", "OUT/e.parquet"], "M"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_no_output(words, sentence, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(words) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("music2vec:")]
-    assert len(errors) == 1 and sentence in errors[0]
-    assert not (tmp_path / "OUT" / "checkpoint-1").exists()
-
-
-def test_unknown_words_are_refused(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["recipes", "--wibble"])
-    assert ended.value.code == 2
-
-
 def test_overrides_are_read_as_yaml():
     words = ["--learning-rate", "1e-3", "--conv_dim", "8", "8", "--require_same_masks=false", "--loss_scale", "null"]
     assert read_overrides(words) == {
@@ -68,11 +36,8 @@ def test_overrides_are_read_as_yaml():
         read_overrides(["stray"])
 
 
-LAUNCH = "import runpy; runpy.run_module('accelerate.commands.launch', run_name='__main__')"
-
-
-def test_the_whole_chain_at_toy_size(offline, tmp_path, monkeypatch, capsys):
-    """synth, prepare, pretrain through accelerate, embed, probe, report: as the demo, in seconds."""
+def test_the_whole_chain_at_toy_size(tmp_path, monkeypatch, capsys):
+    """synth, prepare, pretrain, embed, probe, report: as the demo, in seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SEARCHES, "quick", replace(SEARCHES["quick"], max_steps=60, eval_every=20))
 
@@ -80,14 +45,13 @@ def test_the_whole_chain_at_toy_size(offline, tmp_path, monkeypatch, capsys):
         assert main([str(word) for word in words]) == 0
         return capsys.readouterr().out
 
-    assert "80 synthetic clips" in run("synth", "synthetic", "--clips", 80, "--seed", 0, "--clip-seconds", 2)
+    words = ["--clips", 40, "--seed", 0, "--clip-seconds", 2, "--num-proc", 1]
+    assert "40 synthetic clips" in run("synth", "synthetic", *words)
     prepared = run("prepare", "synthetic/audio/train", "corpus", "--num-proc", 1, "--store", "pcm")
     assert "0 rejected" in prepared and "0 cannot be decoded" in prepared
-    words = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    words += ["-m", "music2vec_hf", "pretrain", "--recipe", "tiny", "--corpus", "corpus", "--output", "run"]
-    words += ["--crop_seconds", 1, "--batch_seconds", 4, "--max_steps", 4, "--num_workers", 0, "--hidden_size", 32]
-    words += ["--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 2]
-    offline.succeed(LAUNCH, *words, folder=tmp_path)
+    words = ["--crop_seconds", 1, "--batch_seconds", 4, "--max_steps", 4, "--num_workers", 0, "--hidden_size", 32]
+    words += ["--num_attention_heads", 2, "--intermediate_size", 64, "--conv_dim", *[16] * 2, "--precision", "fp32"]
+    run("pretrain", "--recipe", "tiny", "--corpus", "corpus", "--output", "run", *words)
     run("embed", "run", "synthetic/audio/test", "--output", "e.parquet")
     words = ["--task", "synthetic-genre", "--data", "synthetic", "--output", "probes", "--layers", 1, "--seeds", 0, 1]
     table = run("probe", "run", *words)

@@ -13,15 +13,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 import fake_cuda  # noqa: E402
 
-PRETRAINING = (
-    *("pretraining", "pretraining bf16", "pretraining fp16", "pretraining tf32", "pretraining bf16 recomputing"),
-    *(
-        "pretraining three masks",
-        "pretraining clipping",
-        "pretraining with spectra",
-        "pretraining from a frozen teacher",
-    ),
-)
+PRETRAINING = ("pretraining", "bf16, recomputing", "fp16, three masks", "tf32, clipping, spectra")
+PRETRAINING += ("bf16, frozen teacher",)
 HEADS = ("head of classes", "head of tags, weighted layers", "head of values, conv", "head of frames")
 EMBED = ("embed", "embed bf16 frames")
 

@@ -32,6 +32,11 @@ ERRORS = [
     ("similar e.parquet songs/0.wav", "There is no e.parquet.", EMBED),
     ("report nowhere --output page", "There are no results at 'nowhere'", "`music2vec probe` writes them"),
     ("merge empty", "empty holds no parts to merge", "`music2vec prepare SOURCE empty --shard i/n`"),
+    # a value that cannot be meant
+    ("synth OUT --clips 0 --seed 0", "`num_clips` is 0", "from 1"),
+    ("pretrain --corpus C --output run --mask_time_lenght 5", "The recipe", "Did you mean `mask_time_length`?"),
+    ("pretrain --corpus C --output run --seed", "`seed` is True.", "Use a value of type int"),
+    ("finetune --mode frozen c.yaml", "'frozen' is no .yaml file.", "Write `music2vec finetune CONFIG.yaml"),
     # an empty folder, or one without audio
     ("prepare empty corpus", "empty holds neither Parquet, .tar nor audio files", SYNTH.format("DIR")),
     ("prepare texts corpus", "texts holds neither Parquet, .tar nor audio files", SYNTH.format("DIR")),
@@ -111,6 +116,7 @@ def test_it_is_one_sentence_with_what_to_type_next(command, sentence, advice, fo
         ("embed tiny", "the following arguments are required: INPUT, --output"),
         ("embeds tiny songs", "invalid choice: 'embeds' (choose from"),
         ("", "the following arguments are required: VERB"),
+        ("recipes --wibble", "unrecognized arguments: --wibble"),
     ],
 )
 def test_a_command_that_is_not_whole_shows_its_usage(command, words, capsys):

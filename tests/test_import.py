@@ -9,8 +9,8 @@ from warm_python import WarmPython
 
 @pytest.fixture(scope="module")
 def run():
-    """A process that has torch and nothing else."""
-    with WarmPython(modules=("torch",)) as python:
+    """A process that has torch, and neither transformers nor torchaudio."""
+    with WarmPython(modules=("torch", "torch._dynamo", "accelerate")) as python:
         yield python.run
 
 

@@ -18,6 +18,7 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
+from toy_corpus import contents
 from toy_model import SIZES, save_model
 from transformers import AutoModel
 
@@ -130,10 +131,6 @@ def built(builder, pool, albums, tmp_path_factory):
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
-
-
-def contents(root):
-    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_what_is_built(built, builder, albums, pool):

@@ -2,9 +2,10 @@
 
 import csv
 import hashlib
+import multiprocessing
 
 import soundfile
-from warm_python import PROCESSES
+from warm_python import fork
 
 from music2vec_hf.corpus import clips
 from music2vec_hf.corpus.prepare import prepare_corpus
@@ -17,10 +18,9 @@ def prepare(source, out, **settings):
 
 def start_until(track, source, out, **settings):
     """A process that prepares a corpus and waits at a track, until it hears `go_on.set()`."""
-    at_work, go_on = PROCESSES.Event(), PROCESSES.Event()
-    process = PROCESSES.Process(target=_wait_at, args=(track, at_work, go_on, source, out, settings))
+    at_work, go_on = multiprocessing.Event(), multiprocessing.Event()
+    process = fork(_wait_at, track, at_work, go_on, source, out, settings)
     process.go_on = go_on
-    process.start()
     assert at_work.wait(timeout=240)
     return process
 

@@ -26,6 +26,20 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["music2vec_hf.pretraining.loop", "music2vec_hf.corpus.prepare"])
 
 
+def fork(function, *arguments):
+    """A function in a fork of this process, which needs no imports and which a test can kill."""
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=(function, *arguments))
+    process.start()
+    return process
+
+
+def _alone(function, *arguments):
+    import torch
+
+    torch.set_num_threads(1)  # a fork has none of the threads that its parent started
+    function(*arguments)
+
+
 def as_rank(rank, port, host="127.0.0.1"):
     """What torchrun sets for one of two processes."""
     return {

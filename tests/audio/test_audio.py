@@ -30,15 +30,10 @@ def gain_db(samples, level=0.5):
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, *RATES_ABOVE, 44099])
-@pytest.mark.parametrize("frequency", [50, 1000, 3000])
-def test_a_tone_below_the_cutoff_passes(rate, frequency):
-    assert gain_db(read_audio(encoded(tone(frequency, rate=rate), rate, subtype="FLOAT"))) == pytest.approx(0, abs=0.1)
-
-
-@pytest.mark.parametrize("rate", RATES_ABOVE)
-def test_the_passband_reaches_7500_hz(rate):
-    samples = read_audio(encoded(tone(7500, rate=rate), rate, subtype="FLOAT"))
-    assert gain_db(samples) == pytest.approx(0, abs=0.1)
+def test_a_tone_below_the_cutoff_passes(rate):
+    for frequency in (50, 1000, 3000, *([7500] if rate in RATES_ABOVE else [])):
+        samples = read_audio(encoded(tone(frequency, rate=rate), rate, subtype="FLOAT"))
+        assert gain_db(samples) == pytest.approx(0, abs=0.1), frequency
 
 
 @pytest.mark.parametrize("rate", RATES_ABOVE)
@@ -118,23 +113,6 @@ def test_every_format_gives_the_tone_back(format, subtype, tolerance):
     np.testing.assert_allclose(got[inner], samples[inner], atol=tolerance)
 
 
-def test_path_bytes_and_file_object_are_the_same(tmp_path):
-    data = encoded(noise(8000), format="FLAC")
-    path = tmp_path / "Größe 音楽.flac"
-    path.write_bytes(data)
-    whole = read_audio(data)
-    np.testing.assert_array_equal(read_audio(path), whole)
-    np.testing.assert_array_equal(read_audio(str(path)), whole)
-    with open(path, "rb") as file:
-        np.testing.assert_array_equal(read_audio(file), whole)
-
-
-def test_a_wrong_suffix_does_not_matter(tmp_path):
-    path = tmp_path / "really_flac.mp3"
-    path.write_bytes(encoded(noise(8000), format="FLAC"))
-    assert len(read_audio(path)) == 8000
-
-
 def test_peaks_beyond_full_scale_are_clipped():
     assert np.abs(read_audio(encoded(tone(100, level=1.5), subtype="FLOAT"))).max() == 1.0
 
@@ -147,24 +125,6 @@ def refused(tmp_path, data, name="song.wav"):
     text = str(caught.value)
     assert str(path) in text and text.endswith(".") and "\n" not in text
     return caught.value
-
-
-def test_what_is_no_audio_is_refused_by_name(tmp_path):
-    assert refused(tmp_path, b"").kind == "empty"
-    assert refused(tmp_path, b"This is a letter, not a song.\n" * 100).kind == "undecodable"
-    assert refused(tmp_path, bytes(range(256)) * 50).kind == "undecodable"
-    assert refused(tmp_path, encoded(np.zeros((0, 1)))).kind == "empty"
-    with pytest.raises(AudioError, match="No such file"):
-        read_audio(tmp_path / "absent.wav")
-    with pytest.raises(AudioError, match="directory"):
-        read_audio(tmp_path)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_non_finite_samples_are_refused(tmp_path, bad):
-    samples = noise(SAMPLING_RATE, 2)
-    samples[-1, 1] = bad
-    assert refused(tmp_path, encoded(samples, subtype="FLOAT")).kind == "non-finite"
 
 
 def test_float_audio_in_integer_units_is_refused(tmp_path):
@@ -197,15 +157,6 @@ def test_a_truncated_file_gives_what_can_be_decoded_and_says_so(format, share):
         got = read_audio(data[: int(share * len(data))])
     assert 0.6 * share < len(got) / len(whole) <= 1.05 * share
     np.testing.assert_allclose(got[:-2000], whole[: len(got) - 2000], atol=1e-6)
-
-
-def test_m4a_without_torchcodec_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    m4a = b"\x00\x00\x00\x20ftypM4A " + bytes(200)
-    for name, data in [("song.m4a", m4a), ("song.wav", m4a), ("song.wma", b"anything at all")]:
-        error = refused(tmp_path, data, name)
-        assert error.kind == "codec missing" and "pip install 'music2vec_hf[codecs]'" in str(error)
 
 
 def test_torchcodec_reads_what_soundfile_cannot(tmp_path, monkeypatch):

@@ -110,22 +110,6 @@ def test_splits_and_names_of_a_data_set(labelled, tmp_path):
     assert load_corpus(tmp_path / "out", "validation")["source"][0].endswith("parquet/000001/audio.flac")
 
 
-def test_data_sets_that_cannot_be_read_are_refused(labelled, tmp_path):
-    source, rows, _ = labelled
-    datasets.Dataset.from_dict({"label": [1]}).to_parquet(tmp_path / "text" / "a.parquet")
-    with pytest.raises(ValueError, match=r"no column of audio \(columns: label\)"):
-        prepare(tmp_path / "text", tmp_path / "out")
-    write_tar(tmp_path / "cut" / "a.tar", source, rows)
-    data = (tmp_path / "cut" / "a.tar").read_bytes()
-    (tmp_path / "cut" / "a.tar").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"a.tar is no whole .tar archive"):
-        prepare(tmp_path / "cut", tmp_path / "out")
-    write_tar(tmp_path / "mixed" / "a.tar", source, rows)
-    soundfile.write(tmp_path / "mixed" / "b.wav", music(3), 16000)
-    with pytest.raises(ValueError, match=r"files of several kinds \(webdataset, audiofolder\)"):
-        prepare(tmp_path / "mixed", tmp_path / "out")
-
-
 def test_a_manifest_with_several_roots(tmp_path):
     for index, root in enumerate(["one", "two", "far"]):
         (tmp_path / root).mkdir()

@@ -97,12 +97,12 @@ for kind in ("corpus", "tones", "archives"):
     for ours, theirs in zip(by_id, batches(f"{root}/datasets/someone/{kind}/main", "train"), strict=True):
         assert ours.shape == (10, 16000) and np.array_equal(ours, theirs), kind
     saved[kind] = by_id[0]
-for switch in ((), ("--streaming", "true")):
-    found = losses("someone/corpus", *switch)
-    assert len(found) == 2 and found == losses(f"{root}/datasets/someone/corpus/main", *switch)
-started = [losses("someone/corpus", "--init_from", model)
-           for model in ("someone/model", f"{root}/models/someone/model/main")]
-assert started[0] == started[1] and started[0][0] not in found
+found = losses("someone/corpus")
+started = [losses(corpus, "--streaming", "true", "--init_from", model) for corpus, model in (
+    ("someone/corpus", "someone/model"),
+    (f"{root}/datasets/someone/corpus/main", f"{root}/models/someone/model/main"),
+)]
+assert len(found) == 2 and started[0] == started[1] and started[0][0] not in found
 try:
     assert len(list(stream_corpus("someone/tones", "test"))) == 3 and not offline
 except ValueError as error:

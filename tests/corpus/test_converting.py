@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from datasets import load_dataset
 from toy_plan import PLAN
 
 from music2vec_hf.cli import main
@@ -34,7 +35,7 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(prepared, tmp_path):
+def folder(prepared, tmp_path, own_cache):
     """A copy of the corpus."""
     return shutil.copytree(prepared / "corpus", tmp_path / "corpus")
 
@@ -49,8 +50,11 @@ def test_it_holds_the_very_samples(prepared, folder, tmp_path, prepared_as_wav, 
     expected, flac = batches(folder), load_corpus(folder, "all")
     if prepared_as_wav:
         folder = tmp_path / "wav"
-        prepare_corpus(prepared / "audio", folder, progress=False, store="wav")
+        wav = prepare_corpus(prepared / "audio", folder, progress=False, store="wav")
+        assert wav["settings"]["store"] == "wav" and "mono 16-bit WAV" in (folder / "README.md").read_text()
     else:
+        with pytest.raises(ValueError, match="was made with store flac, now it is wav"):
+            prepare_corpus(prepared / "audio", folder, progress=False, store="wav")
         convert_to_wav(folder, progress=False)
     monkeypatch.setattr("music2vec_hf.corpus.loading.read_flac_crop", None)
     corpus, peaks = load_corpus(folder, "all"), []
@@ -59,13 +63,25 @@ def test_it_holds_the_very_samples(prepared, folder, tmp_path, prepared_as_wav, 
         np.testing.assert_array_equal(whole, read_clip(before))
         np.testing.assert_array_equal(read_crop(row, 777, 16_000), whole[777:16_777])
         peaks += [whole.min(), whole.max()]
-        assert {**row, "audio": None} == {**before, "audio": None} and row["audio"]["path"].endswith(".wav")
+        assert {**row, "audio": None} == {**before, "audio": None}
+        assert row["audio"]["path"] == before["audio"]["path"].replace(".flac", ".wav")
+        assert len(row["audio"]["bytes"]) == 44 + 2 * len(whole)
     assert min(peaks) == -1 and max(peaks) == 32767 / 32768
     with pytest.raises(ValueError, match="does not lie inside a clip of 32100 samples"):
         read_crop(corpus[0], 20_000, 16_000)
     for num_workers in (0, 2):
         found = batches(folder, num_workers=num_workers)
         assert all(ours.equal(theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_plain_datasets_does_not_give_the_rows_of_before_and_it_is_taken_for_either_store(prepared, folder):
+    rows = load_dataset(str(folder), split="test")
+    convert_to_wav(folder, progress=False)
+    for store in ("flac", "wav"):
+        prepare_corpus(prepared / "audio", folder, progress=False, store=store)
+    again = load_dataset(str(folder), split="test")
+    assert [row["path"][-4:] for row in (rows["audio"][0], again["audio"][0])] == ["flac", ".wav"]
+    assert "16-bit WAV" in (folder / "README.md").read_text()
 
 
 def test_clips_are_views_that_a_worker_maps_anew(folder):

@@ -126,24 +126,18 @@ def test_duplicates_are_dropped_and_named(whole):
 
 
 def test_a_sample_takes_whole_artists_until_the_hours_are_reached(whole):
-    listing = list_source(whole[0])
-    names = {}
+    listing, names = list_source(whole[0]), {}
+    lengths = {**{str(index): seconds for index, seconds in enumerate(SECONDS)}, "again": 6, "longer": 6}
+    lengths |= {"silent": 5, "silence": 5}
     for seconds in (10, 25, 40):
         for seed in (0, 1, 2):
             sample = sample_tracks(listing, seconds / 3600, seed, progress=False)
-            names[seconds, seed] = [track.source for track in sample.tracks]
-            assert names[seconds, seed] == [t.source for t in listing.tracks if t.source in names[seconds, seed]]
-            assert sample.not_sampled == len(listing.tracks) - len(sample.tracks)
-            stems = [name.split(".")[0] for name in names[seconds, seed]]
-            assert (
-                sum(SECONDS[int(stem)] for stem in stems if stem.isdecimal())
-                + 5 * sum(stem in ("silent", "silence") for stem in stems)
-                + 6 * sum(stem in ("again", "longer") for stem in stems)
-                >= seconds - 0.1
-            )
-            chosen = {track.metadata["artist_id"] for track in sample.tracks} - {None}
-            for track in listing.tracks:
-                assert (track.metadata["artist_id"] not in chosen) or track in sample.tracks
+            chosen = names[seconds, seed] = [track.source for track in sample.tracks]
+            assert chosen == [track.source for track in listing.tracks if track.source in chosen]
+            assert sample.not_sampled == len(listing.tracks) - len(chosen)
+            assert sum(lengths.get(name.split(".")[0], 0) for name in chosen) >= seconds - 0.1
+            artists = {track.metadata["artist_id"] for track in sample.tracks} - {None}
+            assert all(track in sample.tracks for track in listing.tracks if track.metadata["artist_id"] in artists)
     for seed in (0, 1, 2):
         assert set(names[10, seed]) <= set(names[25, seed]) <= set(names[40, seed])
     assert len({tuple(names[25, seed]) for seed in (0, 1, 2)}) > 1

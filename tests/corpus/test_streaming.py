@@ -85,15 +85,7 @@ def test_another_seed_is_another_order(stream):
     assert ours != theirs and sorted(name for *_, name, _ in ours) == sorted(name for *_, name, _ in theirs)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_nothing(stream, num_workers):
-    loader = streaming_batches(stream, PLAN, 0, NUM_STEPS, micro_steps=2, num_workers=num_workers, buffer_size=6)
-    assert len(loader) == 2 * NUM_STEPS
-    assert_equal(list(loader), batches(stream, micro_steps=2))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("first_step", [1, 3, 5])
+@pytest.mark.parametrize("first_step, num_workers", [(1, 2), (3, 0), (5, 2)])
 def test_a_resumed_run_reads_what_it_would_have_read(stream, first_step, num_workers):
     whole = batches(stream)
     assert_equal(batches(stream, first_step, num_workers=num_workers), whole[first_step:])
@@ -113,7 +105,9 @@ def test_a_late_step_is_reached_without_reading_the_epochs_between(stream):
     np.testing.assert_array_equal(batch["mask_time_indices"], PLAN.masks(late, list(range(5))))
 
 
-@pytest.mark.parametrize("num_processes, micro_steps, num_workers", [(2, 1, 0), (2, 2, 0), (2, 1, 2), (5, 1, 0)])
+@pytest.mark.parametrize(
+    "num_processes, micro_steps, num_workers", [(1, 2, 1), (1, 2, 2), (2, 2, 0), (2, 1, 2), (5, 1, 0)]
+)
 def test_any_cut_of_an_update_has_the_same_rows_and_masks(stream, num_processes, micro_steps, num_workers):
     whole, order, parts = batches(stream, 2)[1], [], []
     for process in range(num_processes):
@@ -142,44 +136,27 @@ def test_several_crops_of_a_clip_do_not_depend_on_cuts_and_workers(stream, num_p
     assert torch.cat(parts).equal(whole[order])
 
 
-def test_several_crops_of_a_clip_open_it_once_and_lie_in_it(stream, monkeypatch):
+def test_several_crops_of_a_clip_open_it_once_and_are_its_slices_from_everywhere(stream, monkeypatch):
     plan, opened = replace(PLAN, crops_per_clip=5), []
     openly = StreamingCrops._open
     monkeypatch.setattr(StreamingCrops, "_open", lambda self, clip: opened.append(clip[0]) or openly(self, clip))
     loader = streaming_batches(stream, plan, 0, NUM_CLIPS, buffer_size=6)
     found = torch.stack([batch["input_values"] for batch in loader])
     assert len(opened) == NUM_CLIPS and len({row["audio"]["path"] for row in opened}) == NUM_CLIPS
+    starts = []
     for row, crops in zip(opened, found, strict=True):
         whole = read_clip(row).astype(np.float64)
         whole = ((whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)).astype(np.float32)
         for crop in crops.numpy():
             places = np.flatnonzero(np.abs(whole[: len(whole) - 15_999] - crop[0]) < 1e-4)
-            assert any(np.allclose(whole[place : place + 16_000], crop, atol=1e-4) for place in places)
+            (start,) = [place for place in places if np.allclose(whole[place : place + 16_000], crop, atol=1e-4)]
+            starts.append(start / (len(whole) - 16_000))
+    assert min(starts) < 0.2 and max(starts) > 0.8
 
 
 def test_a_stream_cannot_mix_rows(stream):
     with pytest.raises(ValueError, match=r"`mix_prob` is 0.5, but a stream does not keep"):
         crops_of(stream, replace(PLAN, mix_prob=0.5))
-
-
-def test_crops_are_slices_of_the_normalised_clip(stream):
-    crops = crops_of(stream)
-    starts = []
-    for (_, (epoch, index, clips)), _ in zip(crops._items(0, report=False), range(2 * NUM_CLIPS), strict=False):
-        whole = read_clip(clips[0][0]).astype(np.float64)
-        whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)
-        crop = crops._crops(epoch, index, clips, [0])[0]
-        places = np.flatnonzero(np.abs(whole[: len(whole) - 15_999] - crop[0]) < 1e-4)
-        (start,) = [place for place in places if np.allclose(whole[place : place + 16_000], crop, atol=1e-4)]
-        starts.append(start / (len(whole) - 16_000))
-    assert min(starts) < 0.2 and max(starts) > 0.8
-
-
-def test_crop_normalisation_uses_the_crop(stream):
-    crops = crops_of(stream, replace(PLAN, normalize="crop"))
-    values = next(iter(crops))["input_values"]
-    torch.testing.assert_close(values.mean(1), torch.zeros(5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(values.std(1), torch.ones(5), atol=5e-3, rtol=0)
 
 
 def test_our_own_clips_are_never_decoded_whole(folders, monkeypatch):

@@ -1,12 +1,18 @@
 """A toy encoder that all tests of features share: whoever embeds leaves it as it is."""
 
+import os
+import signal
+
 import pytest
 import soundfile
 import torch
 from toy_audio import noise
 from toy_model import SIZES, save_model
+from warm_python import fork
 
 from music2vec_hf import Music2VecConfig, Music2VecModel
+from music2vec_hf.features import store, tables
+from music2vec_hf.features.spectral import SpectralEncoder
 
 
 @pytest.fixture(scope="session")
@@ -18,44 +24,7 @@ def encoder():
 @pytest.fixture(scope="session")
 def encoder_folder(encoder, tmp_path_factory):
     """The encoder as a folder of a model."""
-    folder = tmp_path_factory.mktemp("features") / "model"
-    return save_model(encoder, folder)
-
-
-# One interpreter for all: each run is a child of its own, which kills itself.
-_KILLED = """
-import os, signal, sys
-from music2vec_hf.features import store, tables
-from music2vec_hf.features.spectral import SpectralEncoder
-
-model, music, root = sys.argv[1:]
-
-def dies(function, after, done=None):
-    done = []
-    def dying(*args):
-        if len(done) == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done.append(args)
-        return function(*args)
-    return dying
-
-def table(output):
-    tables.write_tables = dies(tables.write_tables, 3)
-    tables.write_embeddings(model, [music], f"{root}/{output}", device="cpu")
-
-def cache(output):
-    SpectralEncoder.rows = dies(SpectralEncoder.rows, 2)
-    store.FILES_PER_PART = 2
-    paths = sorted(path for path in store.Path(music).rglob("*.*") if path.name != "x.wav")
-    store.FeatureStore(f"{root}/{output}", SpectralEncoder("chroma")).rows(paths)
-
-for run, output in ((table, "out.parquet"), (table, "out/"), (cache, "cache")):
-    child = os.fork()
-    if child == 0:
-        run(output)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, output
-"""
+    return save_model(encoder, tmp_path_factory.mktemp("features") / "model")
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +38,37 @@ def music(tmp_path_factory):
     return folder
 
 
+def dies(function, after):
+    """The function, which kills its process when it is called once more than `after` times."""
+    done = []
+
+    def dying(*args):
+        if len(done) == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(args)
+        return function(*args)
+
+    return dying
+
+
+def write_table(model, music, output):
+    tables.write_tables = dies(tables.write_tables, 3)
+    tables.write_embeddings(model, [music], output, device="cpu")
+
+
+def fill_cache(model, music, output):
+    SpectralEncoder.rows = dies(SpectralEncoder.rows, 2)
+    store.FILES_PER_PART = 2
+    paths = sorted(path for path in music.rglob("*.*") if path.name != "x.wav")
+    store.FeatureStore(output, SpectralEncoder("chroma")).rows(paths)
+
+
 @pytest.fixture(scope="session")
-def killed(offline, encoder_folder, music, tmp_path_factory):
+def killed(encoder_folder, music, tmp_path_factory):
     """Where runs over `music` were killed: `out.parquet` and `out/` after three tracks, `cache` after four files."""
     root = tmp_path_factory.mktemp("killed")
-    offline.succeed(_KILLED, encoder_folder, music, root)
+    for run, output in ((write_table, "out.parquet"), (write_table, "out/"), (fill_cache, "cache")):
+        process = fork(run, encoder_folder, music, f"{root}/{output}")
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, output
     return root

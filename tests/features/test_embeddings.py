@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import cpu_offload
+from awkward import encoded
 from datasets import Dataset, Features, Value
 from toy_audio import noise
 from transformers import Data2VecAudioModel, Wav2Vec2FeatureExtractor
@@ -23,7 +24,7 @@ from music2vec_hf import (
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.features import encoders, windows
-from music2vec_hf.features.encoders import Encoder, choose_device
+from music2vec_hf.features.encoders import Encoder
 from music2vec_hf.features.windows import LoadedTrack, WindowPlan, load_tracks
 from music2vec_hf.hub.conversion import export_data2vec_audio
 
@@ -35,21 +36,21 @@ def hears(encoder):
 def test_embeddings_are_the_models_hidden_states(encoder):
     input_values = Music2VecFeatureExtractor()(noise(2), sampling_rate=16_000, return_tensors="pt").input_values
     with torch.no_grad():
-        states = encoder(input_values, output_hidden_states=True).hidden_states
+        states = torch.cat(encoder(input_values, output_hidden_states=True).hidden_states).numpy()
         conv = encoder.feature_extractor(input_values)[0].T.numpy()
-    states = np.concatenate([frames.numpy() for frames in states])
-    expected = states.mean(1)
-    np.testing.assert_allclose(embed(encoder, noise(2)), expected, atol=1e-5)
-    np.testing.assert_allclose(embed(encoder, noise(2), layers=2), expected[2], atol=1e-5)
-    np.testing.assert_allclose(embed(encoder, noise(2), layers=[0, 3]), expected[[0, 3]], atol=1e-5)
-    np.testing.assert_allclose(embed(encoder, noise(2), layers="conv"), conv.mean(0), atol=1e-5)
-    np.testing.assert_allclose(embed(encoder, noise(2), pool="none"), states, atol=1e-5)
+    for settings, expected in (
+        ({}, states.mean(1)),
+        ({"layers": 2}, states[2].mean(0)),
+        ({"layers": [0, 3]}, states[[0, 3]].mean(1)),
+        ({"layers": "conv"}, conv.mean(0)),
+        ({"pool": "none"}, states),
+    ):
+        np.testing.assert_allclose(embed(encoder, noise(2), **settings), expected, atol=1e-5)
 
 
 def test_company_changes_nothing(encoder):
     clips = [noise(1.0), noise(2.3, 1), noise(0.4, 2), noise(2.3, 3)]
-    together = embed(encoder, clips)
-    for clip, row in zip(clips, together, strict=True):
+    for clip, row in zip(clips, embed(encoder, clips), strict=True):
         np.testing.assert_allclose(row, embed(encoder, clip), atol=1e-6)
 
 
@@ -72,11 +73,9 @@ def test_layers_above_the_last_that_is_asked_for_are_not_computed(encoder, monke
 
 def test_windows_weigh_by_their_length(encoder):
     samples = noise(2.5)
-    normalised = Music2VecFeatureExtractor()(samples, sampling_rate=16_000)["input_values"][0]
-    pieces = []
-    for start in (0, 16_000, 32_000):
-        with torch.no_grad():
-            pieces.append(encoder(torch.tensor(normalised[None, start : start + 16_000])).last_hidden_state[0].numpy())
+    normalised = torch.tensor(Music2VecFeatureExtractor()(samples, sampling_rate=16_000)["input_values"][0])
+    with torch.no_grad():
+        pieces = [encoder(window[None]).last_hidden_state[0].numpy() for window in normalised.split(16_000)]
     assert [len(piece) for piece in pieces] == [49, 49, 24]
     expected = np.concatenate(pieces).mean(0)
     np.testing.assert_allclose(embed(encoder, samples, layers=3, window_seconds=1.0), expected, atol=1e-5)
@@ -199,18 +198,13 @@ class Decoded:
         return self
 
 
-def encoded(samples=SAMPLES, rate=16_000):
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
-
-
+FILE = encoded(SAMPLES, subtype="PCM_16")
 ONE_TRACK = {
-    "bytes": encoded,
-    "bytearray": lambda: bytearray(encoded()),
-    "memoryview": lambda: memoryview(encoded()),
-    "file": lambda: io.BytesIO(encoded()),
-    "buffered file": lambda: io.BufferedReader(io.BytesIO(encoded())),
+    "bytes": lambda: FILE,
+    "bytearray": lambda: bytearray(FILE),
+    "memoryview": lambda: memoryview(FILE),
+    "file": lambda: io.BytesIO(FILE),
+    "buffered file": lambda: io.BufferedReader(io.BytesIO(FILE)),
     "float64": lambda: SAMPLES,
     "16 bits": lambda: np.int16(SAMPLES * 32_768),
     "32 bits": lambda: np.int32(SAMPLES * 2.0**31),
@@ -224,8 +218,8 @@ ONE_TRACK = {
     "decoder": Decoded,
     "row with an array": lambda: {"array": SAMPLES, "sampling_rate": 16_000, "path": None},
     "row with raw": lambda: {"raw": SAMPLES.tolist(), "sampling_rate": 16_000},
-    "row with bytes": lambda: {"bytes": memoryview(encoded()), "path": "a.wav"},
-    "row of a data set": lambda: {"audio": {"bytes": encoded(), "path": None}, "label": 1},
+    "row with bytes": lambda: {"bytes": memoryview(FILE), "path": "a.wav"},
+    "row of a data set": lambda: {"audio": {"bytes": FILE, "path": None}, "label": 1},
     "row with a decoder": lambda: {"audio": Decoded(), "label": 1},
 }
 
@@ -250,8 +244,8 @@ def test_one_track_of_any_kind(encoder, kind):
         (np.zeros(0), "is empty"),
         (SAMPLES[:100], "one frame needs 400"),
         ([np.full(16_000, np.nan)], "NaN or infinite"),
-        (np.frombuffer(encoded(), np.uint8), "array with the bytes of a file"),
-        (torch.frombuffer(bytearray(encoded()), dtype=torch.uint8), "array with the bytes of a file"),
+        (np.frombuffer(FILE, np.uint8), "array with the bytes of a file"),
+        (torch.frombuffer(bytearray(FILE), dtype=torch.uint8), "array with the bytes of a file"),
         (io.StringIO("text"), "Open it with 'rb'"),
         (b"", "0 bytes"),
         ({}, "a row with nothing"),
@@ -322,16 +316,6 @@ def test_a_model_with_a_head_is_heard_without_it(encoder):
         embed(torch.nn.Linear(2, 2), noise(1))
 
 
-def test_devices(encoder):
-    assert choose_device("cpu").type == "cpu"
-    np.testing.assert_array_equal(embed(encoder, noise(1), device="cpu"), embed(encoder, noise(1)))
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="`device` is 'cuda', but torch finds none here"):
-            embed(encoder, noise(1), device="cuda")
-    with pytest.raises(ValueError, match="Use one of auto, cpu, cuda, mps"):
-        embed(encoder, noise(1), device="tpu")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compile_changes_nothing(encoder):
@@ -356,6 +340,7 @@ def test_where_torch_cannot_compile_one_sentence_says_so(encoder, monkeypatch):
     [
         ({"layers": 4}, "There is no layer 4. This model has conv, 0, 1, 2, 3"),
         ({"layers": ["conv", 0]}, "Ask for it alone"),
+        ({"device": "tpu"}, "Use one of auto, cpu, cuda, mps"),
         ({"pool": "max"}, "`pool` is 'max'"),
         ({"window_seconds": 0.01}, "`window_seconds` is 0.01. Use at least 0.025 s"),
         ({"overlap_seconds": 15.1}, "`overlap_seconds` is 15.1. Use a value from 0 to half of the window, 15 s"),

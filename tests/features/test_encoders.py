@@ -8,21 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import transformers
+from toy_audio import noise
 from toy_model import SIZES, save_model
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertModel,
-    Data2VecAudioConfig,
-    Data2VecAudioModel,
-    HubertConfig,
-    HubertModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-)
+from transformers import Wav2Vec2FeatureExtractor
 
 from music2vec_hf import Music2VecModel
 from music2vec_hf.features import windows
@@ -33,9 +22,9 @@ from music2vec_hf.features.windows import hear_tracks, load_tracks
 TINY = SIZES | {"num_hidden_layers": 2}
 OTHERS = {
     # Base models of both kinds: group norm over time in the front end, and layer norm over channels.
-    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, {"num_conv_pos_embeddings": 16, "feat_extract_norm": "group"}),
-    "hubert": (HubertConfig, HubertModel, {"num_conv_pos_embeddings": 16, "feat_extract_norm": "layer"}),
-    "wavlm": (WavLMConfig, WavLMModel, {"num_conv_pos_embeddings": 16, "feat_extract_norm": "group"}),
+    "wav2vec2": ("Wav2Vec2", "group"),
+    "hubert": ("Hubert", "layer"),
+    "wavlm": ("WavLM", "group"),
 }
 
 # A repository that brings its own model, laid out as MERT's: config, model and, in config.json, where they are.
@@ -54,14 +43,11 @@ class ToyMERTModel(HubertModel):
 """
 
 
-def noise(seconds, seed=0, rate=16_000):
-    return (0.1 * np.random.default_rng(seed).standard_normal(round(rate * seconds))).astype(np.float32)
-
-
 def save_other(kind, folder, rate=16_000):
-    config_class, model_class, options = OTHERS[kind]
+    name, norm = OTHERS[kind]
+    config_class, model_class = (getattr(transformers, f"{name}{part}") for part in ("Config", "Model"))
     torch.manual_seed(0)
-    model_class(config_class(**TINY, **options)).save_pretrained(folder)
+    model_class(config_class(**TINY, num_conv_pos_embeddings=16, feat_extract_norm=norm)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(sampling_rate=rate, do_normalize=True).save_pretrained(folder)
     return folder
 
@@ -104,7 +90,8 @@ def test_layers_of_other_models_are_their_hidden_states_per_window(kind, tmp_pat
     clip = np.concatenate([noise(1.0), 0.01 * noise(1.5, 1)])
     encoder = load_encoder(folder)
     rows = encoder.rows(files(tmp_path / "audio", clip), 1.0)
-    model, extractor = AutoModel.from_pretrained(folder).eval(), Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     expected = expected_windows(model, extractor, clip, 16_000, 1.0)
     assert list(rows.features) == ["0", "1", "2"] == list(expected)
     for layer, values in expected.items():
@@ -121,7 +108,7 @@ def test_layers_of_other_models_are_their_hidden_states_per_window(kind, tmp_pat
 def test_the_frozen_music2vec_and_data2vec_models_go_the_fast_way_with_conv(tiny_config, tmp_path):
     torch.manual_seed(0)
     save_model(Music2VecModel(tiny_config), tmp_path / "ours")
-    Data2VecAudioModel(Data2VecAudioConfig(**TINY)).save_pretrained(tmp_path / "plain")
+    transformers.Data2VecAudioModel(transformers.Data2VecAudioConfig(**TINY)).save_pretrained(tmp_path / "plain")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "plain")
     clip = noise(2.5)
     paths = files(tmp_path / "audio", clip)
@@ -218,9 +205,8 @@ def test_remote_code_runs_only_when_trusted_and_hears_its_own_rate(tmp_path, mon
 
 def test_what_cannot_be_heard_gets_a_sentence(tmp_path):
     folder = tmp_path / "text"
-    BertModel(
-        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
-    ).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=9)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     with pytest.raises(ValueError, match=r"\(BertModel\) does not take raw audio as `input_values`; name a model"):
         load_encoder(folder)

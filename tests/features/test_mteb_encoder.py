@@ -36,12 +36,12 @@ def tone(seconds, frequency=440.0, rate=16_000):
     return (0.3 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
+def collate(rows):
+    return {"audio": [row["audio"] for row in rows]}
+
+
 def loader(rows, batch_size=2):
-    return DataLoader(
-        [{"audio": row} for row in rows],
-        batch_size,
-        collate_fn=lambda batch: {"audio": [row["audio"] for row in batch]},
-    )
+    return DataLoader([{"audio": row} for row in rows], batch_size, collate_fn=collate)
 
 
 def described(kind, name, score):
@@ -62,9 +62,8 @@ class Local:
         def rows(first, count):
             for number in range(first, first + count):
                 rate, label = (8_000, 16_000, 22_050, 44_100)[number % 4], number % 2
-                samples = (
-                    tone(0.5, 400 + number, rate) if label else noise(rate / 32_000, number)
-                )  # half a second at that rate
+                half = rate / 32_000  # of a second, as `noise` counts it
+                samples = tone(0.5, 400 + number, rate) if label else noise(half, number)
                 yield {"audio": {"bytes": wav(samples, rate), "path": None}, "label": label}
 
         splits = {"train": rows(0, 20), "test": rows(20, 12)}
@@ -114,48 +113,17 @@ def test_tasks_are_scored_and_scores_kept_by_model_revision_and_layer(tmp_path, 
     assert {result.task_name: result.get_score() for result in again.task_results} == scores
 
 
-def test_a_long_clip_is_heard_whole(model):
-    """70 s: the windows weigh by their duration; its first 30 s would say another thing."""
-    clip = np.concatenate([noise(30), tone(30), tone(10, 2_000)])
-    found = model.encode(loader([{"array": clip, "sampling_rate": 16_000}]), **TASK, **QUIET)[0]
-    frames = embed(model.model, clip, layers=3, pool="none")
-    windows = np.split(frames, [1_499, 2 * 1_499])
-    means = np.stack([window.mean(0) for window in windows])
-    np.testing.assert_allclose(found, np.average(means, axis=0, weights=list(map(len, windows))), atol=1e-5)
-    np.testing.assert_allclose(found, np.average(means, axis=0, weights=[30, 30, 10]), atol=1e-3)
-    assert np.abs(found - means[0]).max() > 0.1
-
-
 def test_batches_change_nothing_and_values_are_those_of_embed(model):
     rows = [{"array": noise(1 + number / 4, number), "sampling_rate": 16_000} for number in range(5)]
     found = [model.encode(loader(rows, size), **TASK, **QUIET) for size in (1, 2, 5)]
-    assert found[0].shape == (5, 16) and found[0].dtype == np.float32
-    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+    assert found[0].dtype == np.float32 and all(np.array_equal(found[0], other) for other in found[1:])
     alone = np.stack([embed(model.model, row["array"], layers=3) for row in rows])
     np.testing.assert_allclose(found[0], alone, atol=1e-5)
 
 
-def test_every_sampling_rate_and_kind_of_row_is_the_same_sound(model):
-    def rows(rate):
-        samples = tone(2, 440, rate)
-        yield {"array": samples, "sampling_rate": rate}
-        yield {"array": np.stack([samples, samples]).astype(np.float64), "sampling_rate": rate}
-        yield {"bytes": wav(samples, rate), "path": None}
-
-    wanted = embed(model.model, tone(2), layers=3)
-    for rate in (8_000, 16_000, 22_050, 44_100, 48_000):
-        found = model.encode(loader(list(rows(rate))), **TASK, **QUIET)
-        np.testing.assert_allclose(found, np.stack([wanted] * 3), atol=0.02)
-
-
 def test_a_column_of_files_keeps_its_order_and_needs_no_torchcodec(model):
     files = [{"audio": {"bytes": wav(noise(1, number), 16_000), "path": None}} for number in range(4)]
-    inputs = DataLoader(
-        of_files(files),
-        sampler=[2, 0, 3, 1],
-        batch_size=3,
-        collate_fn=lambda rows: {"audio": [r["audio"] for r in rows]},
-    )
+    inputs = DataLoader(of_files(files), sampler=[2, 0, 3, 1], batch_size=3, collate_fn=collate)
     expected = np.stack([embed(model.model, noise(1, number), layers=3) for number in (2, 0, 3, 1)])
     np.testing.assert_allclose(model.encode(inputs, **TASK, **QUIET), expected, atol=1e-5)
 
@@ -168,11 +136,7 @@ def test_the_metadata_says_what_is_known_and_no_more(model, encoder_folder):
     assert meta.n_parameters == sum(parameter.numel() for parameter in model.model.parameters())
     assert (meta.license, meta.training_datasets, meta.public_training_data) == (None, None, None)
     conv = MTEBEncoder(str(encoder_folder), layer="conv", window_seconds=5.0).mteb_model_meta
-    assert (conv.embed_dim, conv.experiment_kwargs["layer"], conv.experiment_kwargs["window_seconds"]) == (
-        8,
-        "conv",
-        5.0,
-    )
+    assert conv.embed_dim == 8 and {"layer": "conv", "window_seconds": 5.0}.items() <= conv.experiment_kwargs.items()
     assert conv.experiment_name != meta.experiment_name
 
 

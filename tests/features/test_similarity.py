@@ -81,8 +81,6 @@ def test_mistakes_are_refused(library, encoder_folder, tmp_path):
         find_similar(library, query, top=0)
     with pytest.raises(ValueError, match="is no Parquet file"):
         find_similar(query, query)
-    with pytest.raises(ValueError, match="There is no "):
-        find_similar(tmp_path / "missing.parquet", query)
     write_embeddings(encoder_folder, [query], tmp_path / "frames.parquet", ["3"], pool="none")
     with pytest.raises(ValueError, match="has a row for each frame"):
         find_similar(tmp_path / "frames.parquet", query)
@@ -92,8 +90,7 @@ def test_mistakes_are_refused(library, encoder_folder, tmp_path):
 
 
 def test_the_verb_prints_cosine_and_path(library, tmp_path, capsys):
-    assert (
-        main(["similar", str(library), str(library.parent / "music" / "2.wav"), "--top", "2", "--device", "cpu"]) == 0
-    )
+    query = str(library.parent / "music" / "2.wav")
+    assert main(["similar", str(library), query, "--top", "2", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0] == f"1.0000  {library.parent / 'music' / '2.wav'}"
+    assert len(lines) == 2 and lines[0] == f"1.0000  {query}"

@@ -134,9 +134,8 @@ def test_a_changed_file_or_setting_reads_no_old_part(encoder_folder, music, tmp_
             write_embeddings(encoder_folder, [music], tmp_path / "out.parquet", ["3"])
     saved = shutil.copytree(tmp_path / ".out.parquet.parts", tmp_path / ".other.parquet.parts")
     assert len(list(saved.glob("*.parquet"))) == 3
-    assert (
-        write_embeddings(encoder_folder, [music], tmp_path / "other.parquet", ["3"], window_seconds=20)["reused"] == 0
-    )
+    other = write_embeddings(encoder_folder, [music], tmp_path / "other.parquet", ["3"], window_seconds=20)
+    assert other["reused"] == 0
     soundfile.write(music / "a.flac", noise(2.2, 9), 16_000)
     assert write_embeddings(encoder_folder, [music], tmp_path / "out.parquet", ["3"])["reused"] == 2
     expected = embed(encoder_folder, music / "a.flac", layers=3)
@@ -186,11 +185,6 @@ def test_mistakes_are_refused(encoder_folder, music, tmp_path):
     soundfile.write(tmp_path / "again" / "a.flac", noise(1), 16_000)
     with pytest.raises(ValueError, match=r"would both become .*a\.flac\.npz"):
         write_embeddings(encoder_folder, [music, tmp_path / "again"], f"{tmp_path}/out/")
-    with pytest.raises(ValueError, match="None of the 1 files could be read"):
-        write_embeddings(encoder_folder, [tmp_path / "missing.wav"], tmp_path / "out.parquet")
-    with pytest.raises(ValueError, match="holds neither Parquet"):
-        (tmp_path / "empty").mkdir()
-        write_embeddings(encoder_folder, [tmp_path / "empty"], tmp_path / "out.parquet")
     assert not list(tmp_path.glob("*.parquet")) and not list(tmp_path.glob(".*"))
 
 
@@ -199,8 +193,6 @@ def test_inputs_of_every_kind_are_listed(music, tmp_path):
     (music / "list.csv").write_text("file_name,label\nb.wav,1\nbelow/c.flac,2\n")
     named = list_inputs([music / "list.csv", music / "a.flac", music / "below"])
     assert [track.name for track in named.tracks] == ["b.wav", "below/c.flac", "a.flac", "a.flac", "c.flac"]
-    with pytest.raises(ValueError, match="does not exist"):
-        list_inputs(["nowhere at all"])
 
 
 @pytest.mark.parametrize("output", ["embeddings.parquet", "embeddings.npz", "out/"])

@@ -86,20 +86,13 @@ def test_seeds_and_indices_give_different_music_and_leave_the_global_random_stat
 # Balance
 
 
-def test_splits_hold_60_15_25_percent_and_every_genre_and_key():
+def test_splits_hold_60_15_25_percent_and_every_genre_and_key_and_few_clips_fill_them():
     counts = Counter((split, genre) for genre, _, split in places(400))
-    assert {counts["train", genre] for genre in GENRES} == {24}
-    assert {counts["validation", genre] for genre in GENRES} == {6}
-    assert {counts["test", genre] for genre in GENRES} == {10}
+    shares = {"train": 24, "validation": 6, "test": 10}
+    assert counts == {(split, genre): share for split, share in shares.items() for genre in GENRES}
     assert set(Counter(key for _, key, split in places(400) if split == "train").values()) == {10}
-
-
-def test_forty_clips_give_every_genre_a_place_in_every_split_and_ten_fill_all_splits():
-    splits = {"train", "validation", "test"}
-    assert {(genre, split) for genre, _, split in places(40)} == {
-        (genre, split) for genre in GENRES for split in splits
-    }
-    assert {split for _, _, split in places(10)} == splits
+    assert {(split, genre) for genre, _, split in places(40)} == set(counts)
+    assert {split for _, _, split in places(10)} == set(shares)
 
 
 def test_no_label_tells_another_one():
@@ -228,6 +221,10 @@ def test_corpus_holds_what_its_metadata_says(corpus):
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "audio", "events.json", "metadata.csv", "synth.json")
     ]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlicense: cc0-1.0\n")
+    assert "**The audio is synthetic**" in card and "not human ratings" in card
+    assert "music2vec synth OUT --clips 40 --seed 7 --clip-seconds 2.5" in card
 
 
 def test_written_audio_is_the_clip_to_16_bits(corpus):
@@ -236,13 +233,6 @@ def test_written_audio_is_the_clip_to_16_bits(corpus):
     written, _ = soundfile.read(corpus[0] / row["file_name"], dtype="float32")
     assert np.abs(written - samples).max() <= 1 / 32768
     assert labels == {name: row[name] for name in COLUMNS if name != "file_name"}
-
-
-def test_card_says_that_it_is_synthetic(corpus):
-    card = (corpus[0] / "README.md").read_text()
-    assert card.startswith("---\nlicense: cc0-1.0\n")
-    assert "**The audio is synthetic**" in card and "not human ratings" in card
-    assert "music2vec synth OUT --clips 40 --seed 7 --clip-seconds 2.5" in card
 
 
 def test_the_same_corpus_is_kept_and_anything_else_refused(corpus, tmp_path):
