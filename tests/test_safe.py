@@ -43,9 +43,9 @@ def unsafe_calls(text):
             yield ast.unparse(node)
 
 
-@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda path: str(path.relative_to(LIBRARY)))
-def test_no_file_is_run_or_unpacked(path):
-    assert path.name == READER or list(unsafe_calls(path.read_text())) == []
+def test_no_file_is_run_or_unpacked():
+    files = [path for path in LIBRARY.rglob("*.py") if path.name != READER]
+    assert len(files) > 50 and [(path, call) for path in files for call in unsafe_calls(path.read_text())] == []
 
 
 @pytest.mark.parametrize(
