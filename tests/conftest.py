@@ -1,5 +1,7 @@
 """Shared by all tests: toy models and golden values; the network is blocked."""
 
+import copy
+import functools
 import json
 import os
 import socket
@@ -19,6 +21,26 @@ from warm_python import WarmPython
 import music2vec_hf
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# What these share takes seconds to make: with several processes of tests, one of them takes all of a line.
+TOGETHER = (
+    ("tests/hub/", "tests/common/test_hub_loopback", "tests/test_quickstart", "tests/test_cli", "tests/test_moved"),
+    ("tests/pretraining/", "tests/finetuning/"),
+    ("tests/probing/",),
+    ("tests/app/",),
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((line[0] for line in TOGETHER if nodeid.startswith(line)), nodeid.partition("::")[0])
+
+    return ByWhatIsShared(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +100,12 @@ def batch():
 def golden():
     """`golden(name)`: the arrays of one golden file, with the reference's settings under `config`."""
 
+    @functools.cache
     def load(name):
         arrays = dict(np.load(GOLDEN / name, allow_pickle=False))
-        arrays["config"] = json.loads((GOLDEN / "config.json").read_text())["main.npz"]
-        return arrays
+        return arrays | {"config": json.loads((GOLDEN / "config.json").read_text())["main.npz"]}
 
-    return load
+    return lambda name: copy.deepcopy(load(name))
 
 
 @pytest.fixture(scope="session")
@@ -107,26 +129,34 @@ def online(hub, home):
 
 
 @pytest.fixture(scope="session")
-def offline(hub, home):
+def offline(online):
     """Python that has what `online` fetched, and no Hub."""
-    with WarmPython(hub.environment(home, offline=True)) as python:
-        yield python
+    return online.offline()
 
 
 @pytest.fixture(scope="session")
-def probed(tmp_path_factory):
-    """A toy model and a real probe of it on 80 synthetic clips: `model/`, `corpus/`, `probes/`; not to be changed."""
-    from music2vec_hf.probing.probes import SEARCHES
-    from music2vec_hf.probing.suite import run_suite
+def corpus(tmp_path_factory):
+    """80 synthetic clips of 2 s in three splits; not to be changed."""
     from music2vec_hf.synthetic.generator import synthesize_corpus
 
-    root = tmp_path_factory.mktemp("probed")
-    synthesize_corpus(root / "corpus", 80, seed=3, clip_seconds=2.0)
+    folder = tmp_path_factory.mktemp("synthetic") / "corpus"
+    synthesize_corpus(folder, 80, seed=3, clip_seconds=2.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def probed(corpus):
+    """A toy model and a real probe of it on those clips: `model/`, `corpus/`, `probes/`; not to be changed."""
+    from music2vec_hf.probing.probes import SEARCHES
+    from music2vec_hf.probing.suite import run_suite
+
+    root = corpus.parent
     torch.manual_seed(0)
     save_model(music2vec_hf.Music2VecModel(music2vec_hf.Music2VecConfig(**SIZES)), root / "model")
     names = {"pretrained": str(root / "model"), "random-init": "random-init", "chroma": "chroma"}
     settings = {"seeds": (0, 1), "layers": ["conv", "2"], "progress": False}
     with pytest.MonkeyPatch.context() as patch:  # a few steps make as real a file
-        patch.setitem(SEARCHES, "quick", replace(SEARCHES["quick"], max_steps=60, eval_every=20))
-        run_suite(names, "synthetic", root / "corpus", root / "probes", **settings)
+        quick = SEARCHES["quick"]
+        patch.setitem(SEARCHES, "quick", replace(quick, settings=quick.settings[2:4], max_steps=40))
+        run_suite(names, "synthetic", corpus, root / "probes", **settings)
     return root

@@ -1,5 +1,6 @@
 """Python that has imported what is slow to import: each script runs in a fork of it, as a process of its own."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -20,6 +21,14 @@ MODULES = (
     "transformers.pipelines",
     "transformers.modeling_utils",
 )
+
+# What `HF_HUB_OFFLINE` in the environment does before they are imported.
+OFFLINE = """
+import os, datasets.config, huggingface_hub.constants
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+for module in (huggingface_hub.constants, datasets.config):
+    module.HF_HUB_OFFLINE = True
+"""
 
 # The same for functions of ours, by `PROCESSES.Process(target=...)`, which a test can kill.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -60,6 +69,8 @@ class WarmPython:
     `environment` is added to this process' own; the libraries of Hugging Face read theirs when they are imported.
     """
 
+    before = ""
+
     def __init__(self, environment=(), modules=MODULES):
         self.modules = modules
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict(environment)}
@@ -76,8 +87,15 @@ class WarmPython:
         self.process.stdin.close()
         self.process.wait()
 
+    def offline(self):
+        """The same Python, told that there is no Hub."""
+        same = copy.copy(self)
+        same.before = OFFLINE
+        return same
+
     def run(self, script, *arguments, folder=".", **environment):
         """Run a script in a folder, with more variables in its environment; its exit code and what it printed."""
+        script = self.before + script
         job = [script, [str(word) for word in arguments], str(folder), environment]
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()

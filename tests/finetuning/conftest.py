@@ -27,18 +27,9 @@ def settings(pretrained, synthetic, tmp_path):
     """`settings(name=value)`: arguments of two epochs of genre on the toy corpus."""
 
     def make(output="run", **changes):
-        values = {
-            "model": pretrained,
-            "corpus": synthetic,
-            "label": "genre",
-            "output_dir": tmp_path / output,
-            "crop_seconds": 1.0,
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 8,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **changes,
-        }
+        values = {"model": pretrained, "corpus": synthetic, "label": "genre", "output_dir": tmp_path / output}
+        values |= {"crop_seconds": 1.0, "num_train_epochs": 2, "per_device_train_batch_size": 8}
+        values |= {"use_cpu": True, "disable_tqdm": True, **changes}
         argv = []
         for name, value in values.items():
             argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

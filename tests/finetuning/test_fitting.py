@@ -111,13 +111,8 @@ class Kill(TrainerCallback):
 def test_a_killed_run_goes_on_as_if_it_had_not_been(mode, settings, monkeypatch):
     """Killed in the second epoch (4 or 5 steps each), after a checkpoint in the middle of the first."""
     plan = {"mode": mode, "num_train_epochs": 2, "save_strategy": "steps", "eval_strategy": "steps"}
-    plan |= {
-        "save_steps": 2,
-        "eval_steps": 2,
-        "test_split": "test",
-        "early_stopping_patience": 9,
-        "learning_rate": 1e-3,
-    }
+    plan |= {"save_steps": 3, "eval_steps": 3, "early_stopping_patience": 9, "learning_rate": 1e-3}
+    plan |= {"test_split": "test"}
     whole = finetune(settings("whole", **plan))
     make_trainer = fitting._make_trainer
 

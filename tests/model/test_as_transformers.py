@@ -1,7 +1,7 @@
 """Whatever is done to transformers' own model (hooks, wrappers, offload, export, transforms) does the same to ours."""
 
-import contextlib
 import copy
+import functools
 import io
 
 import accelerate
@@ -14,14 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, pipeline
 
-from music2vec_hf import (
-    EMATeacher,
-    Music2VecConfig,
-    Music2VecFeatureExtractor,
-    Music2VecForPreTraining,
-    Music2VecForSequenceClassification,
-    Music2VecModel,
-)
+import music2vec_hf as m2v
 from music2vec_hf.model.encoder_music2vec import Music2VecPreTrainedModel
 
 SIZES = toy_model.SIZES | {"num_hidden_layers": 1, "conv_bias": True, "attn_implementation": "eager"}
@@ -31,7 +24,7 @@ SIZES = toy_model.SIZES | {"num_hidden_layers": 1, "conv_bias": True, "attn_impl
 def pair():
     """Our encoder and transformers' with the same weights, in eval mode and double precision."""
     torch.manual_seed(0)
-    ours = Music2VecModel(Music2VecConfig(**SIZES)).double().eval()
+    ours = m2v.Music2VecModel(m2v.Music2VecConfig(**SIZES)).double().eval()
     plain = Data2VecAudioModel(Data2VecAudioConfig(**SIZES)).double().eval()
     plain.load_state_dict(ours.state_dict())
     return ours, plain
@@ -158,8 +151,10 @@ class LastState(nn.Module):
 
 
 def exported(model, values):
-    dynamic = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
-    program = torch.export.export(LastState(model), (values,), dynamic_shapes=dynamic).module()
+    program = LastState(model)
+    if isinstance(model, m2v.Music2VecModel):  # to export theirs, too, takes as long again
+        dynamic = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO},)
+        program = torch.export.export(program, (values,), dynamic_shapes=dynamic).module()
     return [program(values.repeat(2, 3)[:3, :length]) for length in (3_001, 8_000)]
 
 
@@ -259,9 +254,10 @@ def test_second_derivatives_in_training(pair, input_values):
     assert encoder._is_as_built()
     before, short, after = input_values[:1, :430].split([200, 80, 150], dim=1)
     short.requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: encoder(torch.cat([before, x, after], 1)).mean(1), short)
+    check = functools.partial(torch.autograd.gradgradcheck, fast_mode=True)  # in a direction drawn at random
+    assert check(lambda x: encoder(torch.cat([before, x, after], 1)).mean(1), short)
     weight = layer(pair[0], 1).conv.weight
-    assert torch.autograd.gradgradcheck(lambda _: encoder(input_values[:1, :430])[:, :2], weight)
+    assert check(lambda _: encoder(input_values[:1, :430])[:, :2], weight)
 
 
 HEADS = [{"classifier_layer": "weighted"}, {"classifier_layer": "conv"}, {"classifier_pooling": "attention"}]
@@ -271,12 +267,12 @@ HEADS = [{"classifier_layer": "weighted"}, {"classifier_layer": "conv"}, {"class
 @pytest.mark.parametrize("offload", [offload_to_disk, CHANGES["offload to main memory"]])
 def test_an_offloaded_head_answers_alone_and_in_the_pipeline(fields, offload, tmp_path):
     torch.manual_seed(0)
-    config = Music2VecConfig(**SIZES, **fields, num_labels=3, window_seconds=0.1)
-    model = Music2VecForSequenceClassification(config).eval()
+    config = m2v.Music2VecConfig(**SIZES, **fields, num_labels=3, window_seconds=0.1)
+    model = m2v.Music2VecForSequenceClassification(config).eval()
     nn.init.normal_(model.classifier.weight)
     model.feature_mean.fill_(0.2)
     clips = torch.randn(1, 4_000)
-    pipe = pipeline("audio-classification", model=model, feature_extractor=Music2VecFeatureExtractor())
+    pipe = pipeline("audio-classification", model=model, feature_extractor=m2v.Music2VecFeatureExtractor())
     with torch.no_grad():
         logits, answer = model(clips).logits, pipe(clips[0].numpy())
         offload(model, tmp_path)
@@ -287,12 +283,12 @@ def test_an_offloaded_head_answers_alone_and_in_the_pipeline(fields, offload, tm
 
 def test_an_offloaded_student_sees_its_masks(tmp_path):
     torch.manual_seed(0)
-    student = Music2VecForPreTraining(Music2VecConfig(**SIZES)).eval()
+    student = m2v.Music2VecForPreTraining(m2v.Music2VecConfig(**SIZES)).eval()
     clips, mask = torch.randn(2, 4_000), torch.zeros(2, 12, dtype=torch.bool)
     mask[:, 3:9] = True
     with torch.no_grad():
-        expected = student(clips, mask_time_indices=mask, teacher=EMATeacher(student))
-        teacher = EMATeacher(student)
+        expected = student(clips, mask_time_indices=mask, teacher=m2v.EMATeacher(student))
+        teacher = m2v.EMATeacher(student)
         accelerate.cpu_offload(student, torch.device("cpu"))
         found = student(clips, mask_time_indices=mask, teacher=teacher)
     torch.testing.assert_close(found.predictions, expected.predictions, atol=1e-5, rtol=1e-4)
@@ -301,39 +297,11 @@ def test_an_offloaded_student_sees_its_masks(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_student_of_another_precision_has_targets_and_a_loss(dtype):
-    student = Music2VecForPreTraining(Music2VecConfig(**SIZES)).to(dtype)
+    student = m2v.Music2VecForPreTraining(m2v.Music2VecConfig(**SIZES)).to(dtype)
     mask = torch.ones(2, 12, dtype=torch.bool)
-    output = student(torch.randn(2, 4_000, dtype=dtype), mask_time_indices=mask, teacher=EMATeacher(student))
+    output = student(torch.randn(2, 4_000, dtype=dtype), mask_time_indices=mask, teacher=m2v.EMATeacher(student))
     output.loss.backward()
     assert output.targets.dtype == torch.float32 and output.loss.isfinite()
-
-
-def test_a_front_end_that_is_not_trained_asks_for_no_gradient():
-    student = Music2VecForPreTraining(Music2VecConfig(**SIZES, feature_grad_mult=0, layerdrop=0.0))
-    mask = torch.ones(2, 12, dtype=torch.bool)
-    student(torch.randn(2, 4_000), mask_time_indices=mask, teacher=EMATeacher(student)).loss.backward()
-    waiting = {name for name, p in student.named_parameters() if p.requires_grad and p.grad is None}
-    assert waiting == set()
-    assert not any(p.requires_grad for p in student.data2vec_audio.feature_extractor.parameters())
-
-
-@pytest.mark.parametrize(
-    "value, dtype", [(126.37, torch.bfloat16), (126.37, torch.float16), (1e-3 + 126, torch.float64)]
-)
-def test_regression_keeps_its_units_in_any_precision(value, dtype):
-    config = Music2VecConfig(**SIZES, problem_type="regression", num_labels=1, target_mean=[value], target_std=[9.0])
-    model = Music2VecForSequenceClassification(config).eval()
-    nn.init.zeros_(model.classifier.weight)
-    clips, labels = torch.randn(2, 4_000), torch.tensor([value, value + 9.0], dtype=torch.float64)
-    mixed = contextlib.nullcontext()
-    if dtype == torch.float64:
-        model, clips = model.double(), clips.double()
-    else:
-        mixed = torch.autocast("cpu", dtype)
-    with mixed, torch.no_grad():
-        output = model(clips, labels=labels)
-    assert output.logits[0].item() == pytest.approx(value, rel=1e-7 if dtype != torch.float64 else 1e-12)
-    assert output.loss.item() == pytest.approx(0.5, abs=1e-5)
 
 
 def write_linears(self, module):
@@ -353,14 +321,14 @@ def write_everything(self, module):
 
 @pytest.mark.parametrize("write", [write_linears, write_own_head, write_everything])
 @pytest.mark.parametrize(
-    "parent", [Music2VecPreTrainedModel, Music2VecForPreTraining, Music2VecForSequenceClassification]
+    "parent", [Music2VecPreTrainedModel, m2v.Music2VecForPreTraining, m2v.Music2VecForSequenceClassification]
 )
 def test_a_subclass_that_initialises_in_place_keeps_its_trained_weights(parent, write, tmp_path):
     class Tagger(parent):
         def __init__(self, config):
             super().__init__(config)
             if parent is Music2VecPreTrainedModel:
-                self.data2vec_audio = Music2VecModel(config)
+                self.data2vec_audio = m2v.Music2VecModel(config)
             self.tags = nn.Linear(config.hidden_size, 5)
             self.post_init()
 
@@ -368,8 +336,8 @@ def test_a_subclass_that_initialises_in_place_keeps_its_trained_weights(parent, 
             super()._init_weights(module)
             write(self, module)
 
-    model = Tagger(Music2VecConfig(**SIZES))
-    projection = Music2VecModel(Music2VecConfig(**SIZES)).feature_projection.projection
+    model = Tagger(m2v.Music2VecConfig(**SIZES))
+    projection = m2v.Music2VecModel(m2v.Music2VecConfig(**SIZES)).feature_projection.projection
     assert projection.weight.std().item() == pytest.approx(8**-0.5 / 3**0.5, rel=0.2)  # not transformers' 0.02
     for parameter in model.parameters():
         nn.init.normal_(parameter)  # as if trained

@@ -34,30 +34,21 @@ def test_gain_does_not_matter(extractor):
     np.testing.assert_allclose(one, ten, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    "convert",
-    [
-        lambda x: x,
-        lambda x: x.astype(np.float64),
-        lambda x: x.tolist(),
-        memoryview,
-        lambda x: array("f", x),
-        torch.tensor,
-        lambda x: torch.tensor(x, requires_grad=True),
-        lambda x: [x],
-        lambda x: [torch.tensor(x)],
-        lambda x: [x.tolist()],
-        lambda x: x[None],
-        lambda x: x[:, None],
-        lambda x: np.stack([x, x]),
-        lambda x: np.stack([x, x], axis=1),
-        lambda x: torch.tensor(np.stack([x, x])),
-        lambda x: [np.stack([x] * 6)],
-    ],
-)
-def test_every_container_gives_the_same_clip(extractor, convert):
+CONTAINERS = {
+    "float32": lambda x: x, "float64": lambda x: x.astype(np.float64), "list": lambda x: x.tolist(),
+    "memoryview": memoryview, "array": lambda x: array("f", x), "tensor": torch.tensor,
+    "leaf": lambda x: torch.tensor(x, requires_grad=True), "batch": lambda x: [x],
+    "batch of a tensor": lambda x: [torch.tensor(x)], "batch of a list": lambda x: [x.tolist()],
+    "row": lambda x: x[None], "column": lambda x: x[:, None], "channels first": lambda x: np.stack([x, x]),
+    "channels last": lambda x: np.stack([x, x], axis=1), "six channels": lambda x: [np.stack([x] * 6)],
+    "channels of a tensor": lambda x: torch.tensor(np.stack([x, x])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_every_container_gives_the_same_clip(extractor, kind):
     expected = extractor(tone(), sampling_rate=16_000, return_tensors="pt").input_values
-    values = extractor(convert(tone()), sampling_rate=16_000, return_tensors="pt").input_values
+    values = extractor(CONTAINERS[kind](tone()), sampling_rate=16_000, return_tensors="pt").input_values
     assert values.shape == (1, 8_000)
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
 
@@ -69,12 +60,8 @@ def test_integer_pcm_is_scaled_by_its_width(kind):
     zero = 128 if kind == np.uint8 else 0
     half = np.full(800, zero + (info.max - zero) // 2 + 1, dtype=kind)
     np.testing.assert_allclose(extractor(half, sampling_rate=16_000)["input_values"][0], 0.5, atol=0.01)
-
-
-def test_lists_of_python_integers_are_pcm():
-    extractor = Music2VecFeatureExtractor(do_normalize=False)
-    values = extractor([16_384] * 800, sampling_rate=16_000)["input_values"][0]
-    np.testing.assert_allclose(values, 0.5)
+    whole_numbers = extractor([16_384] * 800, sampling_rate=16_000)["input_values"][0]  # 16 bits
+    np.testing.assert_allclose(whole_numbers, 0.5)
 
 
 def test_stereo_is_averaged():

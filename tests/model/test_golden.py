@@ -184,21 +184,13 @@ class WrongTopLayersTeacher(EMATeacher):
         return sum(F.instance_norm(result.mT) for result in results).mT / len(results)
 
 
-def torch_epsilon(parameters, **settings):
-    return torch.optim.AdamW(parameters, **settings)
-
-
-def coupled_decay(parameters, **settings):
-    return torch.optim.Adam(parameters, **settings)
+torch_epsilon, coupled_decay = torch.optim.AdamW, torch.optim.Adam
 
 
 def no_decay_on_vectors(parameters, **settings):
     parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    return ReferenceAdam(groups, **settings)
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == wanted] for wanted in (True, False))
+    return ReferenceAdam([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], **settings)
 
 
 class MaskedTeacher(EMATeacher):
@@ -216,26 +208,19 @@ class MaskedTeacher(EMATeacher):
         return super().targets(self.masked, frame_mask)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        {"make_teacher": LayerOutputTeacher},
-        {"make_teacher": LayerNormTeacher},
-        {"make_teacher": AveragedPosConvTeacher},
-        {"make_teacher": CopiedNormTeacher},
-        {"make_teacher": LateDecayTeacher},
-        {"make_teacher": WrongTopLayersTeacher},
-        {"make_teacher": MaskedTeacher},
-        {"make_optimizer": torch_epsilon},
-        {"make_optimizer": coupled_decay},
-        {"make_optimizer": no_decay_on_vectors},
-    ],
-    ids=lambda error: next(iter(error.values())).__name__,
-)
-def test_an_error_made_on_purpose_fails(golden, error):
+TEACHERS = (
+    LayerOutputTeacher, LayerNormTeacher, AveragedPosConvTeacher, CopiedNormTeacher, LateDecayTeacher,
+    WrongTopLayersTeacher, MaskedTeacher,
+)  # fmt: skip
+ERRORS = [("make_teacher", kind) for kind in TEACHERS]
+ERRORS += [("make_optimizer", make) for make in (torch_epsilon, coupled_decay, no_decay_on_vectors)]
+
+
+@pytest.mark.parametrize("what, error", ERRORS, ids=lambda value: getattr(value, "__name__", ""))
+def test_an_error_made_on_purpose_fails(golden, what, error):
     main = golden("main.npz")
     with pytest.raises(AssertionError):
-        check_run(main, main, **error)
+        check_run(main, main, **{what: error})
 
 
 def test_the_parents_initialisation_trap_is_closed():

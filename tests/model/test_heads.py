@@ -5,12 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import (
-    AutoModelForAudioClassification,
-    AutoModelForAudioFrameClassification,
-    Trainer,
-    TrainingArguments,
-)
+import transformers
+from transformers import Trainer, TrainingArguments
 
 from music2vec_hf import Music2VecConfig, Music2VecForAudioFrameClassification, Music2VecForSequenceClassification
 
@@ -69,15 +65,9 @@ def loss_by_hand(problem, logits, labels):
     ],
 )
 def test_every_setting_learns_and_survives_saving(build, clips, tmp_path, head, pooling, problem, layer, hidden):
-    model = build(
-        head,
-        problem_type=problem,
-        classifier_layer=layer,
-        classifier_pooling=pooling,
-        classifier_hidden_size=hidden,
-        classifier_dropout=0.1,
-        id2label=dict(enumerate("abcd")),
-    )
+    settings = {"problem_type": problem, "classifier_layer": layer, "classifier_pooling": pooling}
+    settings |= {"classifier_hidden_size": hidden, "classifier_dropout": 0.1, "id2label": dict(enumerate("abcd"))}
+    model = build(head, **settings)
     model.feature_mean.fill_(0.3)
     model.feature_std.fill_(0.7)
     labels = labels_for(problem, (3,) if head is Music2VecForSequenceClassification else (3, 24))
@@ -86,18 +76,14 @@ def test_every_setting_learns_and_survives_saving(build, clips, tmp_path, head, 
     assert output.loss.item() == pytest.approx(loss_by_hand(problem, output.logits, labels).item(), rel=1e-5)
     model.train()(clips, labels=labels).loss.backward()
     own = {name: p for name, p in model.named_parameters() if not name.startswith("data2vec_audio.")}
-    present = {
-        "classifier": True,
-        "projector": hidden,
-        "layer_weights": layer == "weighted",
-        "pooling_query": pooling == "attention",
-    }
+    present = {"classifier": True, "projector": hidden}
+    present |= {"layer_weights": layer == "weighted", "pooling_query": pooling == "attention"}
     assert {name.partition(".")[0] for name in own} == {name for name, there in present.items() if there}
     # A constant added to all scores changes no softmax: that bias has no gradient in theory.
     assert all(p.grad is not None and p.grad.any() for name, p in own.items() if name != "pooling_query.bias")
     model.eval().save_pretrained(tmp_path)
-    auto = {HEADS[0]: AutoModelForAudioClassification, HEADS[1]: AutoModelForAudioFrameClassification}[head]
-    reloaded = auto.from_pretrained(tmp_path).eval()
+    kind = "AudioClassification" if head is HEADS[0] else "AudioFrameClassification"
+    reloaded = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path).eval()
     assert type(reloaded) is head and reloaded.config.id2label == dict(enumerate("abcd"))
     with torch.no_grad():
         torch.testing.assert_close(reloaded(clips).logits, model(clips).logits, atol=0, rtol=0)
@@ -175,14 +161,15 @@ def test_standardisation_and_the_labels_own_units(build, clips):
         torch.testing.assert_close(output.loss, F.mse_loss(z_scores, targets))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("units", [{}, {"target_mean": [126.37], "target_std": [30.0]}], ids=["raw", "scaled"])
 @pytest.mark.parametrize("hidden", [0, 8])
 @pytest.mark.parametrize("head", HEADS)
-def test_values_are_exact_under_bfloat16_autocast(head, hidden, units, build, clips):
+def test_values_are_exact_under_autocast(head, hidden, units, dtype, build, clips):
     model = build(head, num_labels=1, problem_type="regression", classifier_hidden_size=hidden, **units)
     torch.nn.init.zeros_(model.classifier.weight)
     torch.nn.init.constant_(model.classifier.bias, 0.0 if units else 126.37)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         plain = model(clips).logits
         output = model(clips, labels=torch.full(plain.shape, 126.40))
     assert output.logits.dtype == output.loss.dtype == torch.float32
@@ -286,21 +273,12 @@ def test_trainer_sees_one_batch_and_two_accumulated_halves_alike(build, clips, t
     clips = torch.cat([clips, clips.flip(1)[:1]])
     rows = [{"input_values": clip, "labels": label} for clip, label in zip(clips, (0, 1, 2, 3), strict=True)]
     weights = []
-    for batch_size, accumulated in ((4, 1), (2, 2)):
+    options = {"max_steps": 1, "learning_rate": 1.0, "lr_scheduler_type": "constant", "optim": "sgd"}
+    options |= {"max_grad_norm": 0.0, "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    for rows_at_once, accumulated in ((4, 1), (2, 2)):
         model = build(classifier_layer=1)
-        arguments = TrainingArguments(
-            output_dir=tmp_path,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulated,
-            max_steps=1,
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            optim="sgd",
-            max_grad_norm=0.0,
-            use_cpu=True,
-            save_strategy="no",
-            disable_tqdm=True,
-        )
+        sizes = {"per_device_train_batch_size": rows_at_once, "gradient_accumulation_steps": accumulated}
+        arguments = TrainingArguments(output_dir=tmp_path, **sizes, **options)
         Trainer(model=model, args=arguments, train_dataset=rows).train()
         weights.append(model.classifier.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-4)

@@ -8,11 +8,11 @@ import threading
 import urllib.request
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import toy_model
 from awkward import encoded
 from transformers import (
     AudioClassificationPipeline,
@@ -22,17 +22,8 @@ from transformers import (
     pipeline,
 )
 
-from music2vec_hf import (
-    Music2VecAudioClassificationPipeline,
-    Music2VecConfig,
-    Music2VecFeatureExtractor,
-    Music2VecForAudioFrameClassification,
-    Music2VecForSequenceClassification,
-    Music2VecModel,
-    embed,
-)
+import music2vec_hf as m2v
 from music2vec_hf.audio.reading import read_audio
-from music2vec_hf.hub.push import with_remote_code
 from music2vec_hf.model import pipeline_music2vec
 from music2vec_hf.model.events_music2vec import frame_events
 
@@ -48,14 +39,24 @@ def save_model(tiny_config, tmp_path):
         tiny_config.id2label = dict(enumerate(labels))
         for name, value in fields.items():
             setattr(tiny_config, name, value)
-        torch.manual_seed(0)
-        model = Music2VecForSequenceClassification(tiny_config).eval()
-        torch.nn.init.normal_(model.classifier.weight)  # clearly different labels
-        model.save_pretrained(tmp_path / "model")
-        Music2VecFeatureExtractor().save_pretrained(tmp_path / "model")
-        return str(tmp_path / "model"), model
+        model = head(tiny_config)
+        return str(toy_model.save_model(model, tmp_path / "model")), model
 
     return save
+
+
+def head(config):
+    torch.manual_seed(0)
+    model = m2v.Music2VecForSequenceClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.weight)  # clearly different labels
+    return model
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """The pipeline of such a head, for tests of what it takes."""
+    model = head(m2v.Music2VecConfig(**toy_model.SIZES, id2label=dict(enumerate(LABELS))))
+    return pipeline(TASK, model=model, feature_extractor=m2v.Music2VecFeatureExtractor())
 
 
 def song(seconds=1.5, rate=16_000, seed=0):
@@ -80,8 +81,8 @@ def assert_same(answer, other, tolerance=1e-4):
 def test_the_answer_is_the_models_own(save_model):
     folder, model = save_model()
     pipe = pipeline(TASK, model=folder)
-    assert type(pipe) is Music2VecAudioClassificationPipeline
-    inputs = Music2VecFeatureExtractor()(song(), sampling_rate=16_000, return_tensors="pt")
+    assert type(pipe) is m2v.Music2VecAudioClassificationPipeline
+    inputs = m2v.Music2VecFeatureExtractor()(song(), sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits[0].softmax(-1)
     answer = pipe(song(), top_k=None)
@@ -91,10 +92,9 @@ def test_the_answer_is_the_models_own(save_model):
 
 @pytest.mark.parametrize("kind, subtype", [("WAV", "FLOAT"), ("FLAC", "PCM_24"), ("OGG", "VORBIS"), ("MP3", None)])
 @pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2), (22_050, 1), (8_000, 2)])
-def test_every_format_rate_and_channel_count(save_model, monkeypatch, kind, subtype, rate, channels):
+def test_every_format_rate_and_channel_count(pipe, monkeypatch, kind, subtype, rate, channels):
     monkeypatch.setenv("PATH", "")  # no ffmpeg program
     monkeypatch.setitem(sys.modules, "torchaudio", None)
-    pipe = pipeline(TASK, model=save_model()[0])
     audio = encoded(np.stack([song(rate=rate, seed=seed) for seed in range(channels)], axis=1), rate, kind, subtype)
     assert_same(pipe(audio), pipe(read_audio(audio)))
     monkeypatch.setattr(pipe, "decode", pipeline_music2vec._decode)  # without the library
@@ -102,7 +102,7 @@ def test_every_format_rate_and_channel_count(save_model, monkeypatch, kind, subt
 
 
 @pytest.mark.parametrize("damage", ["joined mp3", "cut FLAC", "wav without a length", "wav with a name as suffix"])
-def test_it_hears_what_the_library_reads(save_model, tmp_path, damage):
+def test_it_hears_what_the_library_reads(pipe, tmp_path, damage):
     flac, wav, mp3 = encoded(song(6), format="FLAC"), encoded(song(3)), encoded(song(3, 44_100), 44_100, "MP3")
     audio = {
         "joined mp3": mp3 + mp3,
@@ -110,7 +110,6 @@ def test_it_hears_what_the_library_reads(save_model, tmp_path, damage):
         "wav without a length": wav[:4] + b"\xff" * 4 + wav[8:40] + bytes(4) + wav[44:],
         "wav with a name as suffix": wav,
     }[damage]
-    pipe = pipeline(TASK, model=save_model()[0])
     path = tmp_path / ("song.mp3" if "suffix" in damage else "song")
     path.write_bytes(audio)
     with warnings.catch_warnings(action="ignore"):
@@ -119,30 +118,18 @@ def test_it_hears_what_the_library_reads(save_model, tmp_path, damage):
             assert pipe(source, return_timeline=True)["timeline"][-1]["end"] == pytest.approx(heard, abs=0.026)
 
 
-def test_every_kind_of_source_gives_the_same_answer(save_model, tmp_path):
-    pipe = pipeline(TASK, model=save_model()[0])
+def test_every_kind_of_source_gives_the_same_answer(pipe, tmp_path):
     wav = encoded(song(), subtype="FLOAT")
     path = tmp_path / "song.wav"
     path.write_bytes(wav)
     stereo = np.stack([song(), song()])
     sources = [
-        str(path),
-        path,
-        wav,
-        torch.tensor(song()),
-        song().astype(np.float64),
-        stereo,
-        stereo.T,
-        {"array": song(), "sampling_rate": 16_000},
-        {"raw": song(), "sampling_rate": 16_000},
-        {"array": torch.tensor(stereo), "sampling_rate": 16_000},
+        str(path), path, wav, torch.tensor(song()), song().astype(np.float64), stereo, stereo.T, bytearray(wav),
+        memoryview(wav), {"bytes": memoryview(wav)}, {"bytes": wav, "path": "song.wav"},
+        {"bytes": None, "path": str(path)}, {"array": song(), "sampling_rate": 16_000},
+        {"raw": song(), "sampling_rate": 16_000}, {"array": torch.tensor(stereo), "sampling_rate": 16_000},
         {"array": song().tolist(), "sampling_rate": 16_000, "path": None},
-        {"bytes": wav, "path": "song.wav"},
-        {"bytes": None, "path": str(path)},
-        bytearray(wav),
-        memoryview(wav),
-        {"bytes": memoryview(wav)},
-    ]
+    ]  # fmt: skip
     expected = pipe(song())
     for source in sources:
         assert_same(pipe(source), expected)
@@ -201,27 +188,30 @@ def server():
         ("moved.wav", "moved.wav"),
     ],
 )
-def test_a_url_may_have_any_characters(save_model, server, given, asked):
-    pipe = pipeline(TASK, model=save_model()[0])
+def test_a_url_may_have_any_characters(pipe, server, given, asked):
     for scheme in ("http", "HTTP"):
         assert_same(pipe(f"{scheme}://127.0.0.1:{server.server_port}/{given}"), pipe(song()))
     assert server.asked[0] == f"/{asked}"
 
 
-@pytest.mark.parametrize("given, reason", [("absent.wav", "404"), ("short.wav", "9 more"), ("mute.wav", "closed")])
-def test_a_url_that_gives_no_song_is_named_in_one_sentence(save_model, server, given, reason):
-    pipe = pipeline(TASK, model=save_model()[0])
-    with pytest.raises(OSError, match=rf"^http://127.0.0.1:\d+/{given} cannot be read \(.*{reason}.*\). Check the"):
-        pipe(f"http://127.0.0.1:{server.server_port}/{given}")
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("http://127.0.0.1:PORT/absent.wav", "404"),
+        ("http://127.0.0.1:PORT/short.wav", "9 more"),
+        ("http://127.0.0.1:PORT/mute.wav", "closed"),
+        ("http://[::1/song.wav", ""),
+        ("http://127.0.0.1:port/song.wav", ""),
+        ("http:///song.wav", ""),
+    ],
+)
+def test_a_url_that_gives_no_song_is_named_in_one_sentence(pipe, server, url, reason):
+    url = url.replace("PORT", str(server.server_port))
+    with pytest.raises(OSError, match=rf"^{re.escape(url)} cannot be read \(.*{reason}.*\). Check the"):
+        pipe(url)
 
 
-@pytest.mark.parametrize("url", ["http://[::1/song.wav", "http://127.0.0.1:port/song.wav", "http:///song.wav"])
-def test_a_url_that_is_none_is_refused_in_one_sentence(save_model, url):
-    with pytest.raises(OSError, match=rf"^{re.escape(url)} cannot be read"):
-        pipeline(TASK, model=save_model()[0])(url)
-
-
-def test_a_host_may_have_any_letters(save_model, monkeypatch):
+def test_a_host_may_have_any_letters(pipe, monkeypatch):
     asked = []
 
     def stop(request, timeout):
@@ -230,16 +220,14 @@ def test_a_host_may_have_any_letters(save_model, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", stop)
     with pytest.raises(OSError, match="no answer"):
-        pipeline(TASK, model=save_model()[0])("https://me@m\u00fcsik.example:8080/a b.wav")
+        pipe("https://me@m\u00fcsik.example:8080/a b.wav")
     assert asked == ["https://me@xn--msik-0ra.example:8080/a%20b.wav"]
 
 
-def test_a_bare_array_may_have_its_rate(save_model):
-    pipe = pipeline(TASK, model=save_model()[0])
-    assert_same(
-        pipe(song(rate=44_100), sampling_rate=44_100), pipe({"array": song(rate=44_100), "sampling_rate": 44_100})
-    )
-    assert scores(pipe(song(rate=44_100), sampling_rate=44_100)) != scores(pipe(song(rate=44_100)))
+def test_a_bare_array_may_have_its_rate(pipe):
+    fast = song(rate=44_100)
+    assert_same(pipe(fast, sampling_rate=44_100), pipe({"array": fast, "sampling_rate": 44_100}))
+    assert scores(pipe(fast, sampling_rate=44_100)) != scores(pipe(fast))
 
 
 @pytest.mark.parametrize("hidden", [0, 8])
@@ -247,7 +235,7 @@ def test_a_bare_array_may_have_its_rate(save_model):
 def test_a_song_longer_than_the_window(save_model, hidden, average):
     folder, model = save_model(window_seconds=0.5, window_average=average, classifier_hidden_size=hidden)
     samples = song(1.33)  # two windows of 24 frames and a rest of 16
-    values = torch.tensor(Music2VecFeatureExtractor().normalize(samples))
+    values = torch.tensor(m2v.Music2VecFeatureExtractor().normalize(samples))
     with torch.no_grad():
         windows = [values[None, start : start + 8_000] for start in (0, 8_000, 16_000)]
         logits = torch.cat([model(window).logits for window in windows])
@@ -261,15 +249,6 @@ def test_a_song_longer_than_the_window(save_model, hidden, average):
     assert [(row["start"], row["end"]) for row in answer["timeline"]] == [(0, 0.5), (0.5, 1.0), (1.0, 1.33)]
     for row, window in zip(answer["timeline"], logits, strict=True):
         assert scores(row["labels"]) == pytest.approx(dict(zip(LABELS, window.tolist(), strict=True)), abs=1e-4)
-
-
-def test_features_are_averaged_as_the_probes_embeddings_are(save_model):
-    folder, model = save_model(window_seconds=0.5, window_average="features", classifier_hidden_size=8)
-    pooled = torch.tensor(embed(folder, song(1.7), layers=3, window_seconds=0.5))
-    with torch.no_grad():
-        expected = model.classify(pooled).tolist()
-    answer = pipeline(TASK, model=folder)(song(1.7), function_to_apply="none", top_k=None)
-    assert scores(answer) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-4)
 
 
 def test_a_rest_too_short_for_a_frame_is_left_out_and_batches_change_nothing(save_model):
@@ -286,24 +265,20 @@ def test_a_rest_too_short_for_a_frame_is_left_out_and_batches_change_nothing(sav
 def test_each_problem_type_has_its_activation(save_model):
     raw = scores(pipeline(TASK, model=save_model()[0])(song(), function_to_apply="none", top_k=None))
     logits = torch.tensor([raw[label] for label in LABELS])
-    for problem, function in (
-        ("single_label_classification", logits.softmax(-1)),
-        ("multi_label_classification", logits.sigmoid()),
-    ):
+    functions = {"single_label_classification": logits.softmax(-1), "multi_label_classification": logits.sigmoid()}
+    for problem, function in functions.items():
         pipe = pipeline(TASK, model=save_model(problem_type=problem)[0])
         answer = pipe(song(), top_k=None)
         assert scores(answer) == pytest.approx(dict(zip(LABELS, function.tolist(), strict=True)), abs=1e-5)
         assert pipe(song()) == answer[:5]  # the default
         assert pipe(song(), top_k=2) == answer[:2] and pipe(song(), top_k=99) == answer
-        assert pipeline(TASK, model=save_model()[0], top_k=3)(song(), function_to_apply="none")[2]["score"] < max(
-            logits
-        )
+    assert pipeline(TASK, model=save_model()[0], top_k=3)(song(), function_to_apply="none")[2]["score"] < max(logits)
 
 
 def test_emotion_is_answered_on_its_own_scale(save_model):
     folder, model = save_model(LABELS[:2], problem_type="regression", target_mean=[5.2, 4.8], target_std=[1.5, 1.1])
     answer = pipeline(TASK, model=folder)(song())
-    inputs = Music2VecFeatureExtractor()(song(), sampling_rate=16_000, return_tensors="pt")
+    inputs = m2v.Music2VecFeatureExtractor()(song(), sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         z_scores = model.classifier(model.pool(**inputs)[0])[0]
     assert [row["label"] for row in answer] == LABELS[:2]  # in the model's order, not by value
@@ -347,8 +322,7 @@ def test_models_of_others_keep_the_stock_pipeline(tiny_config, tmp_path):
         (song(), {"window_seconds": 0.02}, "Use at least 0.025 s, one frame"),
     ],
 )
-def test_what_cannot_be_classified_is_refused_in_a_sentence(save_model, source, settings, sentence):
-    pipe = pipeline(TASK, model=save_model()[0])
+def test_what_cannot_be_classified_is_refused_in_a_sentence(pipe, source, settings, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         pipe(source, **settings)
     with pytest.raises(FileNotFoundError):
@@ -357,56 +331,17 @@ def test_what_cannot_be_classified_is_refused_in_a_sentence(save_model, source, 
 
 def test_a_model_without_a_head_is_refused(tiny_config):
     with pytest.raises(ValueError, match="Music2VecModel has no head for clips"):
-        pipeline(TASK, model=Music2VecModel(tiny_config), feature_extractor=Music2VecFeatureExtractor())
-
-
-REMOTE = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "music2vec_hf":
-            raise ImportError(name)
-sys.meta_path.insert(0, Blocker())
-import numpy as np
-from transformers import pipeline
-pipe = pipeline("audio-classification", model=sys.argv[1], trust_remote_code=True)
-assert type(pipe).__module__.startswith("transformers_modules."), type(pipe)
-if pipe.model.config.frame_events:
-    print(pipe(np.load(sys.argv[2])), type(pipe.model).__name__)
-    sys.exit()
-labels = [row["label"] for row in pipe(np.load(sys.argv[2]), top_k=None)]
-print(labels, len(pipe(sys.argv[3], return_timeline=True)["timeline"]))
-"""
-
-
-def test_it_travels_with_the_model_to_who_has_no_package(offline, save_model, tmp_path):
-    folder, _ = save_model(window_seconds=0.5)
-    for name, file in with_remote_code(folder).items():
-        (Path(folder) / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-    np.save(tmp_path / "song.npy", song(1.2))
-    (tmp_path / "song.wav").write_bytes(encoded(song(1.2), subtype="FLOAT"))
-    printed = offline.succeed(REMOTE, folder, tmp_path / "song.npy", tmp_path / "song.wav", folder=tmp_path)
-    with_package = pipeline(TASK, model=folder)  # no trust asked for: the package's own code is used
-    assert type(with_package) is Music2VecAudioClassificationPipeline
-    labels = [row["label"] for row in with_package(song(1.2), top_k=None)]
-    assert printed.splitlines()[-1] == f"{labels} 3"
+        pipeline(TASK, model=m2v.Music2VecModel(tiny_config), feature_extractor=m2v.Music2VecFeatureExtractor())
 
 
 @pytest.mark.parametrize("kind, settings", [("beats", [0.5, 0.5]), ("chords", [0.1])])
-def test_a_head_for_frames_gives_times_there_too(kind, settings, offline, tiny_config, tmp_path):
+def test_a_head_for_frames_gives_times(kind, settings, tiny_config):
     torch.manual_seed(0)
     about = {"num_labels": 2, "frame_events": kind, "frame_event_settings": settings, "window_seconds": 0.5}
-    model = Music2VecForAudioFrameClassification(Music2VecConfig.from_dict(tiny_config.to_dict() | about)).eval()
-    model.save_pretrained(tmp_path / "frames")
-    Music2VecFeatureExtractor().save_pretrained(tmp_path / "frames")
-    for name, file in with_remote_code(tmp_path / "frames").items():
-        (tmp_path / "frames" / name).write_bytes(file if isinstance(file, bytes) else file.read_bytes())
-    np.save(tmp_path / "song.npy", song(1.2))
-    answer = pipeline(TASK, model=str(tmp_path / "frames"))(song(1.2))
-    printed = offline.succeed(REMOTE, tmp_path / "frames", tmp_path / "song.npy", folder=tmp_path)
-    assert printed.splitlines()[-1] == f"{answer} Music2VecForAudioFrameClassification"
+    model = m2v.Music2VecForAudioFrameClassification(m2v.Music2VecConfig.from_dict(tiny_config.to_dict() | about))
+    answer = pipeline(TASK, model=model.eval(), feature_extractor=m2v.Music2VecFeatureExtractor())(song(1.2))
     # By hand: windows of 0.5, 0.5 and 0.2 s of the song, normalised as a whole.
-    values = torch.from_numpy(Music2VecFeatureExtractor().normalize(song(1.2)))
+    values = torch.from_numpy(m2v.Music2VecFeatureExtractor().normalize(song(1.2)))
     logits, times = [], []
     with torch.no_grad():
         for start in (0, 8_000, 16_000):

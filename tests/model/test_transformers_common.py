@@ -75,16 +75,9 @@ class Music2VecTester:
     encoder_seq_length = seq_length
 
     def get_config(self):
-        return Music2VecConfig(
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_hidden_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=20,
-            conv_dim=[8] * 7,
-            num_conv_pos_embeddings=2,
-            num_conv_pos_embedding_groups=2,
-            layerdrop=0.0,
-        )
+        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+        sizes |= {"num_conv_pos_embeddings": 2, "num_conv_pos_embedding_groups": 2, "conv_dim": [8] * 7}
+        return Music2VecConfig(**sizes, intermediate_size=20, layerdrop=0.0)
 
     def prepare_config_and_inputs_for_common(self):
         generator = torch.Generator().manual_seed(0)
@@ -157,15 +150,8 @@ class FeatureExtractorTester:
     seq_length_diff = (max_seq_length - min_seq_length) // (batch_size - 1)
 
     def prepare_feat_extract_dict(self):
-        return {
-            "feature_size": self.feature_size,
-            "padding_value": 0.0,
-            "sampling_rate": 16_000,
-            "return_attention_mask": True,
-            "do_normalize": True,
-            "norm_eps": 1e-5,
-            "receptive_field": 400,
-        }
+        values = {"feature_size": self.feature_size, "padding_value": 0.0, "sampling_rate": 16_000}
+        return values | {"return_attention_mask": True, "do_normalize": True, "norm_eps": 1e-5, "receptive_field": 400}
 
     def prepare_inputs_for_common(self, equal_length=False, numpify=False):
         generator = torch.Generator().manual_seed(0)

@@ -44,15 +44,9 @@ def test_every_recipe_resolves_and_says_what_it_is():
     for name in recipe_names():
         assert isinstance(load_recipe(name), Recipe)
         assert recipe_title(name).endswith(".") or len(recipe_title(name)) > 20
-
-
-def test_defaults_are_crop5s():
     assert load_recipe("crop5s") == Recipe()
-
-
-def test_text_numbers_are_read_as_numbers():
-    recipe = load_recipe("crop5s", learning_rate="1e-3", max_steps="1e5")
-    assert (recipe.learning_rate, recipe.max_steps) == (1e-3, 100_000)
+    numbers = load_recipe("crop5s", learning_rate="1e-3", max_steps="1e5")  # as YAML reads them
+    assert (numbers.learning_rate, numbers.max_steps) == (1e-3, 100_000)
 
 
 @pytest.mark.parametrize(

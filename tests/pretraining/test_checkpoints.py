@@ -13,8 +13,9 @@ from music2vec_hf.pretraining.checkpoints import nearest_recipe, write_run_recor
 
 def test_the_nearest_recipe_and_what_was_changed_but_for_what_only_the_machine_sees(tmp_path):
     for name in recipe_names():
-        found, differences = nearest_recipe(load_recipe(name))
-        assert differences == {} and load_recipe(found) == load_recipe(name)
+        recipe = load_recipe(name)
+        found, differences = nearest_recipe(recipe)
+        assert differences == {} and (found == name or load_recipe(found) == recipe)
     (tmp_path / "start").mkdir()
     recipe = load_recipe("prob70", seed=5, layerdrop=0.0, num_workers=3, init_from=str(tmp_path / "start"))
     assert nearest_recipe(recipe) == ("prob70", {"seed": 5, "layerdrop": 0.0, "init_from": "start"})

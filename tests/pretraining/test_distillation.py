@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from toy_model import SIZES, save_model
-from toy_run import TOY, end_with, losses, read_records, start, toy
+from toy_run import TOY, losses, read_records, toy
 from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 import music2vec_hf
@@ -111,9 +111,8 @@ def test_a_teacher_of_another_kind_hears_at_its_own_rate(foreign_folder):
     frames = dict(encoder.frames(torch.from_numpy(row)[None]))["2"]
     place = (student.config.frame_times(49)[10] - 200.5 / 24_000 - 159.5 / 48_000) / (320 / 24_000)
     before = int(place)
-    torch.testing.assert_close(
-        targets[1][1, 10], frames[0, before].lerp(frames[0, before + 1], place - before), atol=0.02, rtol=0.02
-    )
+    expected = frames[0, before].lerp(frames[0, before + 1], place - before)
+    torch.testing.assert_close(targets[1][1, 10], expected, atol=0.02, rtol=0.02)
     output = student(crops(), None, mask_of(), teacher)
     output.loss.backward()
     assert all(p.grad is not None for p in student.data2vec_audio.encoder.layers.parameters())
@@ -153,19 +152,14 @@ def test_layers_start_as_every_kth_of_the_teacher(teacher_folder):
     torch.manual_seed(5)
     student = music2vec_hf.Music2VecModel(music2vec_hf.Music2VecConfig(**SIZES | {"num_hidden_layers": 1}))
     assert set(copy_matching_weights(teacher, student)) == set(student.state_dict())
-    assert all(
-        ours.equal(theirs)
-        for ours, theirs in zip(
-            student.encoder.layers[0].parameters(), teacher.encoder.layers[1].parameters(), strict=True
-        )
-    )
+    pairs = zip(student.encoder.layers[0].parameters(), teacher.encoder.layers[1].parameters(), strict=True)
+    assert all(ours.equal(theirs) for ours, theirs in pairs)
     narrow = music2vec_hf.Music2VecModel(music2vec_hf.Music2VecConfig(**{**SIZES, **STUDENT}))
     copied = copy_matching_weights(teacher, narrow)
     assert copied and not any("encoder.layers" in name and "weight" in name for name in copied)
-    random, _ = learners(teacher_folder, distill_init=False)
-    assert not random.data2vec_audio.feature_extractor.conv_layers[1].conv.weight.equal(
-        teacher.feature_extractor.conv_layers[1].conv.weight
-    )
+    random = learners(teacher_folder, distill_init=False)[0].data2vec_audio
+    first, second = (model.feature_extractor.conv_layers[1].conv.weight for model in (random, teacher))
+    assert not first.equal(second)
 
 
 @pytest.mark.parametrize(
@@ -207,36 +201,33 @@ def test_the_student_is_a_plain_folder(distilled):
     assert len(read_records(output)) == 6 and all(np.isfinite(record["loss"]) for record in read_records(output))
 
 
-def test_kill_9_and_resume_is_equal_to_the_last_bit(distilled, toy_corpus, tmp_path):
-    output, changes = distilled
-    process = start(toy_corpus, tmp_path / "run", changes)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.is_alive() and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        process.join(0.01)
-    process.kill()
-    process.join()
-    end_with([start(toy_corpus, tmp_path / "run", changes)], 0)
-    assert losses(tmp_path / "run") == losses(output)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
-
-
-def test_a_run_does_not_go_on_with_other_weights_of_its_teacher(distilled, toy_corpus, tmp_path):
-    output, changes = distilled
-    shutil.copytree(output, tmp_path / "run")
+@pytest.fixture
+def half_run(distilled, tmp_path):
+    """A copy of the run as a kill after its second last checkpoint leaves it."""
+    shutil.copytree(distilled[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    return tmp_path / "run"
+
+
+def test_a_resumed_run_is_equal_to_the_last_bit(distilled, half_run, toy_corpus):
+    """That a run which is killed leaves what is resumed here, `test_interruptions` shows."""
+    output, changes = distilled
+    pretrain(toy(**changes), toy_corpus, half_run, resume=True)
+    assert losses(half_run) == losses(output)
+    assert (half_run / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_its_teacher(distilled, half_run, toy_corpus, tmp_path):
     torch.manual_seed(9)
     config = music2vec_hf.Music2VecConfig(**SIZES | {"num_hidden_layers": 2})
     other = save_model(music2vec_hf.Music2VecModel(config), tmp_path / "other")
     with pytest.raises(ValueError, match="has other weights than the one this run began with"):
-        pretrain(toy(**{**changes, "distill_from": str(other)}), toy_corpus, tmp_path / "run", resume=True)
+        pretrain(toy(**{**distilled[1], "distill_from": str(other)}), toy_corpus, half_run, resume=True)
 
 
 def test_the_student_comes_near_its_teacher(teacher_folder, toy_corpus, tmp_path):
     """What it predicts after some steps is nearer than what it predicts at first."""
-    output = pretrain(
-        toy(**STUDENT, distill_from=teacher_folder, distill_layers=[2], max_steps=30, learning_rate=3e-3),
-        toy_corpus,
-        tmp_path / "run",
-    )
-    found = [loss for _, loss, _ in losses(output)]
+    changes = {"distill_from": teacher_folder, "distill_layers": [2], "max_steps": 30, "learning_rate": 3e-3}
+    found = [loss for _, loss, _ in losses(pretrain(toy(**STUDENT, **changes), toy_corpus, tmp_path / "run"))]
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:3])

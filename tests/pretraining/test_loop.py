@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 from safetensors.torch import load_file
 from toy_model import SIZES
 from toy_run import QUIET, losses, read_records, toy
@@ -20,7 +19,7 @@ from music2vec_hf.pretraining import TrainingStopped
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
 from music2vec_hf.pretraining.checkpoints import checkpoints
 from music2vec_hf.pretraining.loop import pretrain
-from music2vec_hf.pretraining.schedules import ReferenceAdam, tri_stage_learning_rate
+from music2vec_hf.pretraining.schedules import tri_stage_learning_rate
 from music2vec_hf.pretraining.starting import count_micro_steps
 
 MONITORS = {
@@ -54,7 +53,7 @@ def test_a_tracker_that_is_not_installed_is_refused(toy_corpus, tmp_path, monkey
 
 
 def test_it_learns(toy_corpus, tmp_path):
-    recipe = toy(max_steps=60, learning_rate=3e-3, phase_ratio=[0.1, 0.8, 0.1], save_every=60)
+    recipe = toy(max_steps=40, learning_rate=3e-3, phase_ratio=[0.1, 0.8, 0.1], save_every=40)
     records = read_records(pretrain(recipe, toy_corpus, tmp_path / "run"))
     first, last = (sum(r["loss"] for r in part) / 10 for part in (records[:10], records[-10:]))
     assert last < 0.8 * first
@@ -62,9 +61,7 @@ def test_it_learns(toy_corpus, tmp_path):
 
 def test_micro_batches_give_the_same_update_and_the_teacher_follows_once(toy_corpus, tmp_path, monkeypatch):
     steps, update = [], EMATeacher.update
-    monkeypatch.setattr(
-        EMATeacher, "update", lambda self, model, step: steps.append(step) or update(self, model, step)
-    )
+    monkeypatch.setattr(EMATeacher, "update", lambda self, *of: steps.append(of[1]) or update(self, *of))
     found = []
     for seconds in (4.0, 1.0):
         recipe = toy(**QUIET, max_steps=3, max_seconds_per_device=seconds)
@@ -120,16 +117,6 @@ def test_micro_steps_follow_from_what_a_device_holds():
     assert [count_micro_steps(recipe, processes, 3.0) for processes in (1, 2, 3, 10)] == [4, 2, 2, 1]
 
 
-def test_an_optimiser_state_survives_its_checkpoint():
-    weights = [torch.nn.Parameter(torch.ones(3))]
-    one, two = ReferenceAdam(weights, lr=0.1), ReferenceAdam([torch.nn.Parameter(torch.ones(3))], lr=0.1)
-    for _ in range(3):
-        weights[0].grad = torch.tensor([1.0, 2.0, 3.0])
-        one.step()
-    two.load_state_dict(one.state_dict())
-    assert two.param_groups[0]["num_steps"] == 3
-
-
 @pytest.mark.parametrize("bad", [{"max_steps": 0}, {"max_steps": 10, "phase_ratio": (0.5, 0.2, 0.1)}])
 def test_a_schedule_that_cannot_be_is_refused(bad):
     with pytest.raises(ValueError, match="three shares that add up to 1"):
@@ -150,11 +137,13 @@ def long_corpus(tmp_path_factory):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_trains_at_toy_width(name, long_corpus, tmp_path):
+    """One of them on crops as long as it says, the others on at most 5 s."""
     whole = load_recipe(name)
-    layers, crop_seconds = whole.num_hidden_layers, whole.crop_seconds
+    layers = whole.num_hidden_layers
+    seconds = whole.crop_seconds if name == "base30s" else min(whole.crop_seconds, 5.0)
     toy_width = SIZES | {"num_hidden_layers": layers, "conv_dim": [8] * len(whole.conv_dim)}
-    small = {"batch_seconds": crop_seconds, "max_steps": 1, "log_every": 1, "num_workers": 0, "precision": "fp32"}
-    recipe = load_recipe(name, **toy_width, **small)
+    small = {"max_steps": 1, "log_every": 1, "num_workers": 0, "precision": "fp32"}
+    recipe = load_recipe(name, **toy_width, **small, crop_seconds=seconds, batch_seconds=seconds)
     records = read_records(pretrain(recipe, long_corpus, tmp_path / "run"))
     assert [record["step"] for record in records] == [1]
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)

@@ -6,8 +6,9 @@ import subprocess
 import time
 
 import pytest
-from toy_run import QUIET, end_with, read_records, start, toy
-from warm_python import as_rank, free_port
+from accelerate.state import AcceleratorState
+from toy_run import QUIET, end_with, read_records, run, start, toy
+from warm_python import PROCESSES, as_rank, free_port
 
 from music2vec_hf.pretraining.loop import pretrain
 
@@ -60,33 +61,52 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(toy_corpus, tmp_pa
     end_with(peers, 75)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"feature_grad_mult": 0.0},
-        {"feature_grad_mult": 0.0, "gradient_checkpointing": True, "max_seconds_per_device": 1.0},
-        {"gradient_checkpointing": True, "masks_per_crop": 2, "feature_grad_mult": 0.1},
-    ],
-    ids=str,
-)
-def test_every_way_to_train_has_the_losses_of_one_process(changes, toy_corpus, tmp_path):
-    short = {**TWELVE, "max_steps": 3, **changes}
-    one = pretrain(toy(**short), toy_corpus, tmp_path / "one")
-    end_with(start_two(toy_corpus, tmp_path / "two", **short), 0)
-    agree(losses(tmp_path / "two"), losses(one))
+# Each is trained by the same two processes, one after another.
+WAYS = {
+    "fixed front end": {"feature_grad_mult": 0.0},
+    "fixed, recomputed": {"feature_grad_mult": 0.0, "gradient_checkpointing": True, "max_seconds_per_device": 1.0},
+    "two masks": {"gradient_checkpointing": True, "masks_per_crop": 2, "feature_grad_mult": 0.1},
+}
+OTHERS = {
+    "layerdrop": {"layerdrop": 0.5, "max_seconds_per_device": 1.0},
+    "layerdrop, recomputed": {"layerdrop": 0.5, "max_seconds_per_device": 1.0, "gradient_checkpointing": True},
+    "compressed": {"gradient_compression": "bf16", "max_steps": 12},
+}
+SHORT = {**TWELVE, "max_steps": 3}
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_layers_may_be_left_out_on_one_process_and_not_on_the_other(recomputed, toy_corpus, tmp_path):
-    changes = {"layerdrop": 0.5, "gradient_checkpointing": recomputed, "max_seconds_per_device": 1.0, "max_steps": 4}
-    end_with(start_two(toy_corpus, tmp_path / "run", **changes), 0)
-    assert all(0 < row[1] < 100 and row[2] > 0 for row in losses(tmp_path / "run"))
+def train_all(corpus, folder, rank, ports):
+    for (name, changes), port in zip({**WAYS, **OTHERS}.items(), ports, strict=True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run(corpus, f"{folder}/{name}", {**SHORT, **changes}, None, as_rank(rank, port))
 
 
-def test_compressed_gradients_are_those_of_one_process_but_for_bf16_rounding(one_process, toy_corpus, tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(toy_corpus, tmp_path_factory):
+    """The folder of all those runs."""
+    folder, ports = tmp_path_factory.mktemp("two"), [free_port() for _ in (*WAYS, *OTHERS)]
+    peers = [PROCESSES.Process(target=train_all, args=(str(toy_corpus), folder, rank, ports)) for rank in range(2)]
+    for peer in peers:
+        peer.start()
+    end_with(peers, 0)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_train_has_the_losses_of_one_process(way, two_processes, toy_corpus, tmp_path):
+    one = pretrain(toy(**SHORT, **WAYS[way]), toy_corpus, tmp_path / "one")
+    agree(losses(two_processes / way), losses(one))
+
+
+@pytest.mark.parametrize("way", ["layerdrop", "layerdrop, recomputed"])
+def test_layers_may_be_left_out_on_one_process_and_not_on_the_other(way, two_processes):
+    rows = losses(two_processes / way)
+    assert len(rows) == 3 and all(0 < row[1] < 100 and row[2] > 0 for row in rows)
+
+
+def test_compressed_gradients_are_those_of_one_process_but_for_bf16_rounding(two_processes, one_process):
     """Two roundings: of each process' gradient and of their sum."""
-    end_with(start_two(toy_corpus, tmp_path / "run", gradient_compression="bf16"), 0)
-    ours = losses(tmp_path / "run")
+    ours = losses(two_processes / "compressed")
     assert ours[0][1] == pytest.approx(one_process[0][1], rel=1e-5)  # the loss before the first update
     assert ours[0][2] == pytest.approx(one_process[0][2], rel=2**-8)
     assert ours[0][2] != pytest.approx(one_process[0][2], rel=1e-6)  # it did round

@@ -23,9 +23,8 @@ def test_views_are_separate_passes_averaged(tiny_student, padded):
     plan = replace(SEVERAL, num_frames=49, rows_per_update=2, mask_group_rows=2)
     masks = torch.from_numpy(plan.masks(0, [0, 1]))
     input_values = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(1))
-    attention_mask = None
+    attention_mask = torch.ones(2, 16_000, dtype=torch.long) if padded else None
     if padded:
-        attention_mask = torch.ones(2, 16_000, dtype=torch.long)
         attention_mask[1, 15_990:] = 0  # no frame is lost, but the masks of padding are at work
     together = tiny_student(input_values, attention_mask, masks, teacher)
     together.loss.backward()

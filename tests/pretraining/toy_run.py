@@ -14,17 +14,9 @@ from music2vec_hf.pretraining.arguments import Recipe, load_recipe
 from music2vec_hf.pretraining.loop import pretrain
 
 TOY = SIZES | {
-    "num_hidden_layers": 2,
-    "crop_seconds": 1.0,
-    "batch_seconds": 4.0,
-    "mask_group_seconds": 4.0,
-    "average_top_k_layers": 2,
-    "max_steps": 6,
-    "log_every": 1,
-    "save_every": 2,
-    "num_workers": 0,
-    "precision": "fp32",
-}
+    "num_hidden_layers": 2, "crop_seconds": 1.0, "batch_seconds": 4.0, "mask_group_seconds": 4.0, "max_steps": 6,
+    "average_top_k_layers": 2, "log_every": 1, "save_every": 2, "num_workers": 0, "precision": "fp32",
+}  # fmt: skip
 CLONE_NEWNET = 0x40000000  # of linux/sched.h
 # Dropout is drawn per micro-batch and process: without it losses do not depend on how a batch is cut.
 QUIET = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}

@@ -179,8 +179,10 @@ def trained(monkeypatch):
     return calls
 
 
-def test_a_kept_outcome_is_the_same_choice_without_training(data, trained, tmp_path):
-    first = choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path)
+def test_a_kept_outcome_is_the_same_choice_without_training(data, trained, tmp_path, capsys):
+    first = choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path, progress="toy probes")
+    total = 2 * len(SEARCH.settings)
+    assert f"{total}/{total}" in capsys.readouterr().err  # the bar counts every probe
     assert first == choose_probe(data, ["0", "1"], SEARCH)
     trained.clear()
     assert choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path) == first
@@ -234,12 +236,6 @@ def test_a_line_that_a_kill_has_cut_is_one_probe_trained_anew(data, trained, tmp
     for expected in ([(["0"], 1)], []):
         assert choose_probe(data, ["0"], SEARCH, kept_in=tmp_path) == whole and trained == expected
         trained.clear()
-
-
-def test_the_progress_bar_counts_every_probe(data, capsys):
-    choose_probe(data, ["0", "1"], SEARCH, progress="toy probes")
-    total = 2 * len(SEARCH.settings)
-    assert f"{total}/{total}" in capsys.readouterr().err
 
 
 def test_a_run_keeps_outcomes_only_where_it_is_told(tmp_path):

@@ -25,7 +25,6 @@ from music2vec_hf.probing.probes import ProbeJob, ProbeSettings, TrainedProbe
 from music2vec_hf.probing.scores import load_predictions
 from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks.loading import TASKS, load_task
-from music2vec_hf.synthetic.generator import synthesize_corpus
 
 SECONDS = (0.7, 1.0, 2.6)
 TASK = TASKS["gtzan"]
@@ -144,26 +143,15 @@ def test_the_readme_names_task_protocol_and_score(model, tmp_path):
     assert json.loads((folder / "config.json").read_text())["window_average"] == "features"
 
 
-def test_a_run_exports_what_it_scored(model, tmp_path):
+def test_a_run_exports_what_it_scored(model, corpus, tmp_path, short_searches):
     """Every task of a model: the exported model gives the stored outputs of the first seed for the test tracks."""
-    synthesize_corpus(tmp_path / "corpus", 80, seed=3, clip_seconds=2.0)
-    tasks, layers = ["synthetic-genre", "synthetic-emotion"], ["2"]
-    out = tmp_path / "exported"
-    path = run_suite(
-        [str(model)],
-        tasks,
-        tmp_path / "corpus",
-        tmp_path / "run",
-        "quick",
-        (3, 4),
-        layers=layers,
-        progress=False,
-        export=out,
-    )
+    tasks, out = ["synthetic-genre", "synthetic-emotion"], tmp_path / "exported"
+    options = {"layers": ["2"], "progress": False, "export": out}
+    path = run_suite([str(model)], tasks, corpus, tmp_path / "run", "quick", (3, 4), **options)
     assert sorted(folder.name for folder in out.iterdir()) == sorted(tasks)
     for name in tasks:
         stored = load_predictions(path, "encoder")[name]
-        data = load_task(name, tmp_path / "corpus")
+        data = load_task(name, corpus)
         answers = np.concatenate([logits_of(out / name, path)[1] for path in data.splits["test"].paths[:5]])
         np.testing.assert_allclose(answers, stored.outputs[0, :5], rtol=1e-4, atol=1e-4)
         config = json.loads((out / name / "config.json").read_text())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -29,13 +30,10 @@ OUTPUTS, TRACKS = RNG.standard_normal((10, 4)), np.array([0, 0, 0, 1, 2, 2, 2, 2
 
 def test_jukemir_is_the_grid_of_216():
     search = get_search("jukemir")
-    expected = product(
-        ("linear", "mlp"), (1e-5, 1e-4, 1e-3), (0.25, 0.5, 0.75), (0.0, 1e-4, 1e-3), (64, 256), (False, True)
-    )
-    found = [
-        (one.kind, one.learning_rate, one.dropout, one.weight_decay, one.batch_size, one.standardise)
-        for one in search.settings
-    ]
+    rates, dropouts, decays = (1e-5, 1e-4, 1e-3), (0.25, 0.5, 0.75), (0.0, 1e-4, 1e-3)
+    expected = product(("linear", "mlp"), rates, dropouts, decays, (64, 256), (False, True))
+    names = ("kind", "learning_rate", "dropout", "weight_decay", "batch_size", "standardise")
+    found = [attrgetter(*names)(one) for one in search.settings]
     assert len(found) == 216 and set(found) == set(expected)
     assert all(one.dropout_input == one.dropout and one.hidden_size == 512 for one in search.settings)
     assert (search.eval_every, search.patience, search.max_steps, search.epochs) == (8, 256, None, False)
@@ -51,31 +49,22 @@ def test_marble_has_six_rates_of_one_probe():
     assert search.epochs and (search.max_steps, search.eval_every) == (100, 1)
 
 
-@pytest.mark.parametrize(
-    ("task", "numbers"),
-    {
-        "magnatagatune": (3, 10, 100),
-        "mtg-jamendo-genre": (3, 10, 100),
-        "nsynth-pitch": (3, 10, 50),
-        "gtzan": (6, 20, 100),
-        "giantsteps": (5, 20, 100),
-        "emomusic": (5, 20, 100),
-        "vocalset-singer": (5, 20, 100),
-        "vocalset-technique": (5, 10, 100),
-        "custom": (5, 20, 100),
-    }.items(),
-)
+WAITS = {
+    "magnatagatune": (3, 10, 100), "mtg-jamendo-genre": (3, 10, 100), "nsynth-pitch": (3, 10, 50),
+    "gtzan": (6, 20, 100), "giantsteps": (5, 20, 100), "emomusic": (5, 20, 100),
+    "vocalset-singer": (5, 20, 100), "vocalset-technique": (5, 10, 100), "custom": (5, 20, 100),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task, numbers", WAITS.items())
 def test_marble_waits_as_long_as_its_table_says(task, numbers):
     search = get_search("marble").for_task(task)
     assert (search.plateau_patience, search.patience, search.max_steps) == numbers
     assert get_search("quick").for_task(task) == get_search("quick")
 
 
-def test_marbles_numbers_belong_to_tasks_that_exist():
-    assert {name for name in get_search("marble").by_task if not name.startswith("vocalset")} <= set(TASKS)
-
-
 def test_marble_tries_single_layers_and_the_weighted_sum_but_not_conv():
+    assert {name for name in get_search("marble").by_task if not name.startswith("vocalset")} <= set(TASKS)
     search = get_search("marble")
     assert search.layers(MODEL_LAYERS) == [*map(str, range(13)), "weighted"]
     assert summed_layers(["conv", "10", "9", "0", "1"]) == ["1", "9", "10"]
@@ -133,11 +122,6 @@ def test_each_way_equals_its_formula_whatever_the_order_of_rows(ensemble):
     np.testing.assert_allclose(of_probes[1], combine(2 * OUTPUTS, TRACKS, ensemble), atol=1e-12)
 
 
-def test_a_tied_vote_falls_to_the_first_class():
-    logits = np.array([[0, 0, 5.0], [0, 5.0, 0]])
-    assert combine(logits, np.zeros(2, int), "vote").argmax(1).tolist() == [1]
-
-
 def one_hot(key, height=1.0):
     return height * np.eye(24)[key]
 
@@ -162,7 +146,9 @@ def test_the_way_is_that_of_validation_even_if_test_would_choose_another():
     assert score[chosen] == 0 and max(score.values()) == score["max"] == 1
 
 
-def test_ties_fall_to_the_first_way():
+def test_ties_fall_to_the_first_class_and_the_first_way():
+    logits = np.array([[0, 0, 5.0], [0, 5.0, 0]])
+    assert combine(logits, np.zeros(2, int), "vote").argmax(1).tolist() == [1]
     outputs = torch.as_tensor(np.array([one_hot(3)] * 6))[None]
     assert track_scores("weighted_key_score", torch.tensor([3, 3]), outputs, SONG_OF_CLIP) == [(1, "vote")]
 

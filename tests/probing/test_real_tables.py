@@ -58,13 +58,19 @@ def test_what_is_missing_is_said_in_short_lines(magnatagatune):
     assert len(str(error.value)) < 1_500
 
 
-@pytest.mark.parametrize("subset", ["top50", "genre", "instrument", "moodtheme"])
-def test_jamendo_counts_are_the_published_ones(subset, tmp_path):
+@pytest.fixture(scope="module")
+def jamendo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jamendo")
     with tarfile.open(TABLES / "mtg-jamendo" / "split-0.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    write_tone(tmp_path / "audio" / "00" / "1100.mp3")
+        archive.extractall(root, filter="data")
+    write_tone(root / "audio" / "00" / "1100.mp3")
+    return root
+
+
+@pytest.mark.parametrize("subset", ["top50", "genre", "instrument", "moodtheme"])
+def test_jamendo_counts_are_the_published_ones(subset, jamendo):
     task = TASKS[f"mtg-jamendo-{subset}"]
-    examples = songs.read_jamendo(task, tmp_path).examples
+    examples = songs.read_jamendo(task, jamendo).examples
     counts = Counter(one.split for one in examples)
     assert tuple(counts[split] for split in SPLITS) == task.counts
     assert {tag for one in examples for tag in one.label} == set(task.labels)

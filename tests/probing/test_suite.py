@@ -1,13 +1,12 @@
 """The suite: chain from audio files to results.json; nothing that an earlier run made is lost."""
 
-import json
 import logging
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_datasets import build_emomusic, build_giantsteps, gtzan_subset
+from toy_datasets import build_emomusic, gtzan_subset
 from toy_tasks import SEARCH, toy_task
 
 from music2vec_hf import Music2VecModel
@@ -22,9 +21,8 @@ from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task, re
 
 def test_mistakes_get_a_sentence(tmp_path):
     features, task_data = toy_task("synthetic-genre")
-    with pytest.raises(
-        ValueError, match="no task 'gtzam'; use one of synthetic, synthetic-frames, real, paper, synthetic-genre"
-    ):
+    groups = "synthetic, synthetic-frames, real, paper, synthetic-genre"
+    with pytest.raises(ValueError, match=f"no task 'gtzam'; use one of {groups}"):
         resolve_tasks("gtzam")
     with pytest.raises(ValueError, match=r"rows in the order of `task_data.paths`"):
         probe({"0": features["0"][:-1]}, task_data, SEARCH)
@@ -45,43 +43,27 @@ def test_every_task_has_terms_and_a_known_metric():
     assert resolve_tasks(["synthetic", "synthetic-key"]) == tuple(TASKS)[:4]
 
 
-def test_suite_goes_from_audio_files_to_results(corpus, tmp_path, model_folder, cache, short_searches):
-    names = {"pretrained": model_folder, "random-init": "random-init", "chroma": "chroma"}
-    layers = ["conv", "2"]
-    options = {"seeds": (0, 1), "layers": layers, "progress": False, "cache_dir": cache}
-    path = suite.run_suite(names, "synthetic", corpus, tmp_path, **options)
-    content = read_results(path)
+def test_suite_goes_from_audio_files_to_results(probed):
+    content = read_results(probed / "probes")
     metrics = [(task, metric) for task in TASK_GROUPS["synthetic"] for metric in TASKS[task].metrics]
+    keys = {"value", "spread", "interval", "split_sizes", "layer", "probe_settings", "seeds", "model_hash", "ensemble"}
     for source in ("pretrained", "random-init", "chroma", "chance"):
         records = [record for record in content["records"] if record["source"] == source]
         assert [(record["task"], record["metric"]) for record in records] == metrics
         for record in records:
-            assert {
-                "value",
-                "spread",
-                "interval",
-                "split_sizes",
-                "layer",
-                "probe_settings",
-                "seeds",
-                "model_hash",
-                "ensemble",
-            } <= set(record)
-            assert record["layers"] == layers and record["window_seconds"] == 30.0
+            assert keys <= set(record)
+            assert record["layers"] == ["conv", "2"] and record["window_seconds"] == 30.0
             assert record["row_seconds"] is None and record["ensemble"] is None
             assert source == "chance" or record["num_rows"] == record["split_sizes"]
-            assert (tmp_path / record["predictions"]).is_file() and record["protocol"] == "quick"
-            stored = Predictions.load(tmp_path / record["predictions"])
+            assert record["protocol"] == "quick"
+            stored = Predictions.load(probed / "probes" / record["predictions"])
             assert np.mean(stored.scores(record["metric"])) == pytest.approx(record["value"])
     by_pair = {(row["baseline"], row["task"]): row for row in content["comparisons"]}
-    assert set(by_pair) == {
-        (name, task)
-        for name in ("random-init", "chroma", "chance")
-        for task in (*TASK_GROUPS["synthetic"], "task_mean")
-    }
-    again = paired_difference(path, tmp_path, "pretrained", "chroma")
+    tasks = (*TASK_GROUPS["synthetic"], "task_mean")
+    assert set(by_pair) == {(name, task) for name in ("random-init", "chroma", "chance") for task in tasks}
+    again = paired_difference(probed / "probes" / "results.json", probed / "probes", "pretrained", "chroma")
     assert again["task_mean"].value == pytest.approx(by_pair["chroma", "task_mean"]["value"])
-    assert json.loads(path.read_text())["averages"][0]["source"] == "pretrained"
+    assert content["averages"][0]["source"] == "pretrained"
 
 
 def test_a_track_in_two_splits_is_refused(corpus, tmp_path):
@@ -135,14 +117,13 @@ def test_marble_probes_windows_and_the_weighted_sum(corpus, tmp_path, model_fold
     assert quick["num_rows"] == quick["split_sizes"] == marble["split_sizes"]
     assert set(quick["validation_by_layer"]) == {"conv", "0", "1", "2", "3"}
     assert set(marble["validation_by_layer"]) == {"0", "1", "2", "3", "weighted"}
-    assert (
-        len(Predictions.load(tmp_path / "marble" / marble["predictions"]).track_ids) == marble["split_sizes"]["test"]
-    )
+    stored = Predictions.load(tmp_path / "marble" / marble["predictions"])
+    assert len(stored.track_ids) == marble["split_sizes"]["test"]
     assert len(list((tmp_path / "cache").glob("*/*.parquet"))) == 1  # both protocols read the same windows
 
 
-def test_the_whole_giantsteps_goes_from_songs_of_two_minutes_to_song_scores(short_searches, tmp_path):
-    root = build_giantsteps(tmp_path / "giantsteps")
+def test_the_whole_giantsteps_goes_from_songs_of_two_minutes_to_song_scores(short_searches, toy, tmp_path):
+    root = toy / "giantsteps"
     path = suite.run_suite(["chroma"], "giantsteps", root, tmp_path / "out", seeds=(0,), progress=False)
     record = read_results(path)["records"][0]
     assert record["split_sizes"] == {"train": 923, "validation": 236, "test": 604}
@@ -160,9 +141,8 @@ def test_official_layouts_go_to_results_under_both_published_protocols(search, t
     monkeypatch.setitem(SEARCHES, search, replace(full, settings=full.settings[-2:], max_steps=16, by_task={}))
     gtzan_subset(tmp_path / "gtzan", per_split=2)
     build_emomusic(tmp_path / "emomusic")
-    path = suite.run_suite(
-        ["mfcc"], ["gtzan", "emomusic"], tmp_path, tmp_path / "out", search, (0,), progress=False, allow_missing=True
-    )
+    options = {"progress": False, "allow_missing": True}
+    path = suite.run_suite(["mfcc"], ["gtzan", "emomusic"], tmp_path, tmp_path / "out", search, (0,), **options)
     records = {record["metric"]: record for record in read_results(path)["records"] if record["source"] == "mfcc"}
     assert set(records) == {"accuracy", "r2_arousal", "r2_valence"}
     assert records["accuracy"]["split_sizes"] == dict.fromkeys(("train", "validation", "test"), 20)

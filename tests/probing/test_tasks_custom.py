@@ -18,11 +18,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def build_custom(root, labels, feature):
     """A `DatasetDict` with the audio inside, one tone for each class."""
-    audio = []
-    for number in range(len(labels)):
-        audio.append(
-            {"bytes": write_tone(root / "a.wav", frequency=300.0 * (1 + number % 2)).read_bytes(), "path": None}
-        )
+    tones = [write_tone(root / "a.wav", frequency=frequency).read_bytes() for frequency in (300.0, 600.0)]
+    audio = [{"bytes": tones[number % 2], "path": None} for number in range(len(labels))]
     clip = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     features = datasets.Features({"sound": clip, "label": feature})
     rows = datasets.Dataset.from_dict({"sound": audio, "label": labels}, features=features)

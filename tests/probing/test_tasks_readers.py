@@ -4,17 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import toy_datasets as toys
 from sklearn.model_selection import GroupShuffleSplit
-from toy_datasets import (
-    JAMENDO,
-    MTT_CLIPS,
-    build_jamendo,
-    build_magnatagatune,
-    build_vocalset,
-    copy_of,
-    edit,
-    write_tone,
-)
+from toy_datasets import copy_of, edit, write_tone
 
 from music2vec_hf.probing.tasks import classes, loading
 from music2vec_hf.probing.tasks.declarations import SPLITS
@@ -45,14 +37,14 @@ def tracks_of(data):
     ids=str,
 )
 def test_magnatagatune_layouts(tmp_path, layout):
-    root = build_magnatagatune(tmp_path, **layout)
+    root = toys.build_magnatagatune(tmp_path, **layout)
     data, filtered = load_task("magnatagatune", root), load_task("magnatagatune-filtered", root)
     assert {split: data.splits[split].track_ids for split in data.splits} == {
         "train": ("6", "10", "11", "23"),
         "validation": ("14", "19"),
         "test": ("2", "21", "22"),
     }
-    tags = {str(clip): set(tags) - {"harpsicord"} for clip, _, tags in MTT_CLIPS}
+    tags = {str(clip): set(tags) - {"harpsicord"} for clip, _, tags in toys.MTT_CLIPS}
     for track, (path, target, _) in tracks_of(data).items():
         assert {label for label, one in zip(data.task.labels, target, strict=True) if one} == tags[track]
         assert f"-{int(track):02d}-" in path.name
@@ -88,13 +80,13 @@ def test_magnatagatune_mistakes_get_a_sentence(change, sentence, toy, tmp_path):
 
 @pytest.mark.parametrize(("audio", "low"), [("audio", ""), ("audio-low", ".low")], ids=["full", "low"])
 def test_mtg_jamendo_ragged_rows_and_both_qualities(tmp_path, audio, low):
-    root = build_jamendo(tmp_path, audio, low)
+    root = toys.build_jamendo(tmp_path, audio, low)
     write_tone(root / audio / "99" / "99.mp3", seconds=0.5)  # of another subset: neither used nor unknown
     write_tone(root / audio / "jingle.mp3", seconds=0.5)
     data = load_task("mtg-jamendo-genre", root)
     assert data.comparable and data.extra == (f"{audio}/jingle.mp3",)
     found, labels = tracks_of(data), np.array(data.task.labels)
-    for split, tracks in JAMENDO.items():
+    for split, tracks in toys.JAMENDO.items():
         assert data.splits[split].track_ids == tuple(f"track_{track:07d}" for _, track, _ in tracks)
         for _, track, tags in tracks:
             path, target, _ = found[f"track_{track:07d}"]
@@ -132,7 +124,7 @@ def test_nsynth_instrument_and_pitch(toy, tmp_path):
 
 @pytest.mark.parametrize("top", ["FULL", "VocalSet1-2/data_by_singer"])
 def test_vocalset_singers_and_techniques(tmp_path, top):
-    root = build_vocalset(tmp_path / "vocalset", top)
+    root = toys.build_vocalset(tmp_path / "vocalset", top)
     technique, singer = (load_task(f"vocalset-{name}", tmp_path) for name in ("technique", "singer"))
     assert sum(technique.split_sizes.values()) == 120 and sum(singer.split_sizes.values()) == 140
     for data, position in ((technique, 0), (singer, 1)):
@@ -167,14 +159,11 @@ def test_vocalset_odd_names_misfiled_recordings_and_copies(toy, tmp_path):
     misfiled, copies = data.differences[1:]
     assert misfiled.startswith("2 recordings lie in the folder of another singer than their name says, left out: ")
     assert copies.startswith("2 recordings are copies of a recording beside them, left out: ")
-    assert {path.rpartition("/")[2] for path in data.affected[misfiled]} == {
-        "m9_scales_belt_a.wav",
-        "m10_scales_belt_a.wav",
-    }
-    assert {path.rpartition("/")[2] for path in data.affected[copies]} == {
-        "m9_scales_belt_a(1).wav",
-        "m9_scales_belt_again.wav",
-    }
+    for sentence, names in (
+        (misfiled, {"m9_scales_belt_a.wav", "m10_scales_belt_a.wav"}),
+        (copies, {"m9_scales_belt_a(1).wav", "m9_scales_belt_again.wav"}),
+    ):
+        assert {path.rpartition("/")[2] for path in data.affected[sentence]} == names
     assert len(data.extra) == 2
     write_tone(full / "female2/scales/vibrato/f2_scales_vibrato_a.wav")
     write_tone(full / "female2/scales/vibrato/f2_scales_vibrato_a(1).wav", frequency=700)

@@ -47,10 +47,8 @@ def test_a_run_that_writes_nothing_for_an_hour_is_over(run, tmp_path):
 def test_a_run_of_an_earlier_version_is_over_when_its_model_is_there(run, tmp_path):
     write_json(run / "run.json", {})
     reach(run, 10)
-    steps = []
-    lines = watch_runs(
-        [run], tmp_path / "page", 5.0, lambda seconds: steps.append(write_json(run / "config.json", {}))
-    )
+    steps, end = [], lambda seconds: steps.append(write_json(run / "config.json", {}))
+    lines = watch_runs([run], tmp_path / "page", 5.0, end)
     assert ["going on" in line for line in lines] == [True, False] and len(steps) == 1
 
 

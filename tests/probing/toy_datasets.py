@@ -289,13 +289,7 @@ def build_ballroom(root):
 
 
 DATASETS = {
-    "gtzan": build_gtzan,
-    "magnatagatune": build_magnatagatune,
-    "emomusic": build_emomusic,
-    "giantsteps": build_giantsteps,
-    "mtg-jamendo": build_jamendo,
-    "nsynth": build_nsynth,
-    "vocalset": build_vocalset,
-    "real-music": build_real_music,
-    "ballroom": build_ballroom,
-}
+    "gtzan": build_gtzan, "magnatagatune": build_magnatagatune, "emomusic": build_emomusic,
+    "giantsteps": build_giantsteps, "mtg-jamendo": build_jamendo, "nsynth": build_nsynth,
+    "vocalset": build_vocalset, "real-music": build_real_music, "ballroom": build_ballroom,
+}  # fmt: skip

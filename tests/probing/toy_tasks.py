@@ -11,13 +11,8 @@ from music2vec_hf.probing.tasks.loading import TASKS
 
 SIZES = {"train": 160, "validation": 100, "test": 200}
 
-SEARCH = Search(
-    "tiny",
-    (ProbeSettings("linear", learning_rate=1e-2), ProbeSettings("mlp", learning_rate=3e-3, hidden_size=16)),
-    max_steps=60,
-    eval_every=10,
-    patience=3,
-)
+SETTINGS = ProbeSettings("linear", learning_rate=1e-2), ProbeSettings("mlp", learning_rate=3e-3, hidden_size=16)
+SEARCH = Search("tiny", SETTINGS, max_steps=60, eval_every=10, patience=3)
 
 
 LABELS = {
