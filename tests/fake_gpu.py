@@ -190,8 +190,9 @@ def main() -> None:
     found = {}
     names = sys.argv[1:] or [name for name in CASES if name != SLOW]
     for name, case in ((name, CASES[name]) for name in names):
+        gpu = Gpu()
         try:
-            with Gpu() as gpu:
+            with gpu:
                 result = case(gpu)
         except Exception as error:  # what it is decides the test
             result = {"error": f"{type(error).__name__}: {error}"[:400]}
