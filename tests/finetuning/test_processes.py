@@ -2,8 +2,9 @@
 
 import os
 
+from accelerate.state import AcceleratorState
 from transformers import Trainer
-from warm_python import PROCESSES, as_rank, free_port
+from warm_python import as_rank, fork, free_port
 
 from music2vec_hf.finetuning.fitting import FinetuneArguments, finetune
 
@@ -12,6 +13,7 @@ RUNS = {"full": {"mode": "full"}, "early_layer": {"mode": "lora", "classifier_la
 
 def finetune_as(variables, corpus, model, out):
     os.environ.update(variables)
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of the process which forked
     plan = dict.fromkeys(("eval_strategy", "save_strategy"), "no") | {"load_best_model_at_end": False, "report_to": []}
     plan |= {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_checkpointing": True, "use_cpu": True}
     for name, changes in RUNS.items():
@@ -22,9 +24,7 @@ def finetune_as(variables, corpus, model, out):
 def test_two_processes_with_gradient_checkpointing(pretrained, synthetic, tmp_path):
     """LayerDrop, a head on an early layer and frozen layers leave parameters without a gradient."""
     port, where = free_port(), (str(synthetic), str(pretrained), str(tmp_path))
-    peers = [PROCESSES.Process(target=finetune_as, args=(as_rank(rank, port), *where)) for rank in range(2)]
-    for peer in peers:
-        peer.start()
+    peers = [fork(finetune_as, as_rank(rank, port), *where) for rank in range(2)]
     for peer in peers:
         peer.join(timeout=240)
     assert [peer.exitcode for peer in peers] == [0, 0]

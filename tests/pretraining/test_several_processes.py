@@ -6,9 +6,8 @@ import subprocess
 import time
 
 import pytest
-from accelerate.state import AcceleratorState
 from toy_run import QUIET, end_with, read_records, run, start, toy
-from warm_python import PROCESSES, as_rank, free_port
+from warm_python import as_rank, fork, free_port
 
 from music2vec_hf.pretraining.loop import pretrain
 
@@ -77,7 +76,6 @@ SHORT = {**TWELVE, "max_steps": 3}
 
 def train_all(corpus, folder, rank, ports):
     for (name, changes), port in zip({**WAYS, **OTHERS}.items(), ports, strict=True):
-        AcceleratorState._reset_state(reset_partial_state=True)
         run(corpus, f"{folder}/{name}", {**SHORT, **changes}, None, as_rank(rank, port))
 
 
@@ -85,10 +83,7 @@ def train_all(corpus, folder, rank, ports):
 def two_processes(toy_corpus, tmp_path_factory):
     """The folder of all those runs."""
     folder, ports = tmp_path_factory.mktemp("two"), [free_port() for _ in (*WAYS, *OTHERS)]
-    peers = [PROCESSES.Process(target=train_all, args=(str(toy_corpus), folder, rank, ports)) for rank in range(2)]
-    for peer in peers:
-        peer.start()
-    end_with(peers, 0)
+    end_with([fork(train_all, str(toy_corpus), folder, rank, ports) for rank in range(2)], 0)
     return folder
 
 

@@ -6,8 +6,9 @@ import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
+from accelerate.state import AcceleratorState
 from toy_model import SIZES
-from warm_python import PROCESSES
+from warm_python import fork
 
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted
 from music2vec_hf.pretraining.arguments import Recipe, load_recipe
@@ -40,14 +41,13 @@ def start(corpus, output, changes=None, network=None, **variables):
 
     `network` names the network namespace that it lives in.
     """
-    process = PROCESSES.Process(target=run, args=(str(corpus), str(output), changes or {}, network, variables))
-    process.start()
-    return process
+    return fork(run, str(corpus), str(output), changes or {}, network, variables)
 
 
 def run(corpus, output, changes, network, variables):
     """What the process does; it ends as the command does. Its words are in OUTPUT.<rank>.log."""
     os.environ.update(variables)
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of the process which forked
     if network:
         with open(f"/var/run/netns/{network}") as namespace:
             assert ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) == 0
