@@ -30,10 +30,6 @@ for module in (huggingface_hub.constants, datasets.config):
     module.HF_HUB_OFFLINE = True
 """
 
-# The same for functions of ours, by `PROCESSES.Process(target=...)`, which a test can kill.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["music2vec_hf.pretraining.loop", "music2vec_hf.corpus.prepare"])
-
 
 def fork(function, *arguments):
     """A function in a fork of this process, which needs no imports and which a test can kill."""
