@@ -57,9 +57,9 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def environment(self, home: Path, offline: bool = False) -> dict[str, str]:
+    def environment(self, home: Path) -> dict[str, str]:
         """What a client process needs, with a home of its own so that nothing is cached."""
-        values = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), str(int(offline)))
+        values = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
         return {**values, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
 
