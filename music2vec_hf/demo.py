@@ -52,7 +52,7 @@ def demo_stages(output: Path, seed: int) -> list[Stage]:
     """The demo's commands, in order. `seed` is the pretraining's: the corpus is always the same."""
     songs, corpus, run, probes = (output / name for name in ("synthetic", "corpus", "music2vec-tiny", "probes"))
     embeddings = output / "embeddings.parquet"
-    pretrain = ["pretrain", "--recipe", "tiny", "--corpus", corpus, "--output", run, "--resume", "--seed", seed]
+    pretrain = ["pretrain", "--recipe", "demo", "--corpus", corpus, "--output", run, "--resume", "--seed", seed]
     embed = ["embed", run, songs / "audio" / "validation", "--output", embeddings, "--precision", "auto"]
     probe = ["probe", run, "--task", "synthetic", "--data", songs, "--output", probes, "--random-init-seed", seed]
     stages = [

@@ -29,7 +29,7 @@ TOY = (
 )
 SMALLER = (
     (r"--recipe (crop5s|small)\b", rf"--recipe \1 {TOY} 16 16 16 16 16 16 16"),
-    (r"--recipe tiny\b", rf"--recipe tiny {TOY} 16 16"),
+    (r"--recipe (tiny|demo)\b", rf"--recipe \1 {TOY} 16 16"),
     (r"--max_seconds_per_device auto", "--max_seconds_per_device 4"),  # auto asks a GPU for its memory
     (r"--clips \d+", "--clips 80 --clip-seconds 2"),
     (r"(\bprobe .*)", r"\1 --seeds 0 --layers 2"),

@@ -40,7 +40,7 @@ def test_a_recipe_has_the_papers_values(name):
 
 
 def test_every_recipe_resolves_and_says_what_it_is():
-    assert set(PAPER) | {"small", "tiny", "tiny_half"} == set(recipe_names())
+    assert set(PAPER) | {"demo", "small", "tiny", "tiny_half"} == set(recipe_names())
     for name in recipe_names():
         assert isinstance(load_recipe(name), Recipe)
         assert recipe_title(name).endswith(".") or len(recipe_title(name)) > 20
