@@ -74,7 +74,7 @@ _TRUST = arg("--trust-remote-code", "run the Python code that MODEL's repository
     arg("--seed", "seed of the pretraining", default=1),
 )
 def demo(output, seed) -> None:
-    """Synthesise, pretrain tiny, probe four tasks and report; offline, minutes on two cores."""
+    """Synthesise, pretrain a tiny model, probe four tasks and report; offline, minutes on two cores."""
     from music2vec_hf.demo import run_demo
 
     run_demo(output, seed)
