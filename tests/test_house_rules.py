@@ -23,7 +23,7 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 1_335,
-    "common": 979,
+    "common": 1_013,
     "model": 2_064,
     "audio": 2_506,
     "corpus": 2_530,
@@ -31,7 +31,7 @@ LIMITS = {
     "features": 2_080,
     "pretraining": 1_879,
     "finetuning": 565,
-    "probing": 4_382,
+    "probing": 4_397,
     "hub": 1_390,
 }
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,3 +93,37 @@ def torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class _Calls:
+    """Calls as a data set of their results, each with the error that ended it, or None."""
+
+    def __init__(self, calls: Sequence[Callable[[], object]]):
+        self.calls = calls
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __getitem__(self, number: int) -> tuple[object, Exception | None]:
+        try:
+            return self.calls[number](), None
+        except (ValueError, OSError) as error:
+            return None, error
+
+
+def results_of(calls: Sequence[Callable[[], object]], num_processes: int) -> Iterator:
+    """Results of calls, in their order. With more than one process, and on Linux, they are made side by side in forks
+    of this one, each with one thread of torch; a ValueError or OSError of one of them is raised here."""
+    import torch
+
+    forks = {}
+    if num_processes > 1 and sys.platform == "linux":
+        forks = {"num_workers": num_processes, "multiprocessing_context": "fork"}
+    # A loader's workers end with this process, whatever ends it.
+    made = torch.utils.data.DataLoader(
+        _Calls(calls), batch_size=None, collate_fn=lambda result: result, generator=torch.Generator(), **forks
+    )
+    for result, error in made:
+        if error is not None:
+            raise error
+        yield result

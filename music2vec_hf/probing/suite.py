@@ -6,15 +6,19 @@ sources, also of different runs, can be compared on the same resampled test trac
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
+from music2vec_hf.common.computing import results_of
 from music2vec_hf.common.files import RESULTS, read_results, write_results, written_aside
 from music2vec_hf.features.encoders import RANDOM_INIT, FeatureSource, open_source, resolve_sources
 from music2vec_hf.features.store import FeatureRows, FeatureStore, audio_digests
@@ -124,18 +128,18 @@ def run_suite(
             named_layers(encoder.layers)
         store = FeatureStore(cache, encoder, settings.window_seconds, settings.precision)
         rows_of = _rows_of_tasks(store, clip_tasks, seconds, digests, name if settings.progress else None)
-        extracted, results[name] = time.perf_counter(), {}
+        extracted, calls = time.perf_counter(), {}
         about[name] = {"source": name, "source_kind": source.kind, "model_hash": encoder.hash}
-        for task, task_data in loaded.items():
-            progress = f"{name} on {task}" if settings.progress else None
-            if task_data.task.events:
-                how = FrameSettings.of(settings, cache, layers, progress)
-                results[name][task] = probe_frames(encoder, task_data, digests, seeds, how)
-                continue
+        for task, task_data in clip_tasks.items():
             selected = select_rows(rows_of[task], task_data, seconds[task])
             affected[task] |= selected.affected
-            notes = {"kept_in": cache / "searches", "progress": progress}
-            results[name][task] = probe(selected, task_data, search, seeds, settings.device, layers, **notes)
+            notes = {"kept_in": cache / "searches", "progress": f"{name} on {task}" if settings.progress else None}
+            calls[task] = partial(probe, selected, task_data, search, seeds, settings.device, layers, **notes)
+        results[name] = dict.fromkeys(loaded) | _made(calls, name, search, settings)
+        for task, task_data in loaded.items():
+            if task_data.task.events:
+                how = FrameSettings.of(settings, cache, layers, f"{name} on {task}" if settings.progress else None)
+                results[name][task] = probe_frames(encoder, task_data, digests, seeds, how)
         ended = time.perf_counter()
         timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
     results[CHANCE] = {task: _chance(task_data, search) for task, task_data in loaded.items()}
@@ -150,6 +154,17 @@ def run_suite(
             result.probes[0], result.task, models[name], folder, search, result.scores, settings.window_seconds
         )
     return path
+
+
+def _made(calls: Mapping[str, Callable], source: str, search: str, settings: SuiteSettings) -> dict[str, ProbeResult]:
+    """Probes of a source by task. On a CPU the products of `quick` are too small for several threads: its tasks are
+    probed side by side, with one bar for all."""
+    num_processes = min(len(calls), os.cpu_count() or 1)
+    if num_processes < 2 or search != "quick" or settings.device != "cpu":
+        return dict(zip(calls, results_of([*calls.values()], 1), strict=True))
+    made = results_of([partial(call, progress=None) for call in calls.values()], num_processes)
+    bar = tqdm(made, f"probes of {source}", len(calls), unit="task", disable=not settings.progress)
+    return dict(zip(calls, bar, strict=True))
 
 
 def _chance(task_data: TaskData, search: str) -> ProbeResult:

@@ -1,10 +1,13 @@
-"""Precision by name: what `auto` becomes on a device, and that a matrix product then runs in it; and which device."""
+"""Precision by name: what `auto` becomes on a device, and that a matrix product then runs in it; which device; calls
+side by side."""
+
+import os
 
 import pytest
 import torch
 
 from music2vec_hf.common import computing
-from music2vec_hf.common.computing import autocast, choose_precision, float32_products
+from music2vec_hf.common.computing import autocast, choose_precision, float32_products, results_of
 from music2vec_hf.features.encoders import choose_device
 
 
@@ -89,3 +92,18 @@ def test_auto_takes_the_first_device_of_those_that_a_job_can_use(monkeypatch):
     assert choose_device("auto", ("auto", "cpu", "cuda")).type == "cpu"  # probes, which know no mps
     with pytest.raises(ValueError, match="Use one of auto, cpu, cuda"):
         choose_device("mps", ("auto", "cpu", "cuda"))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_results_come_in_order_and_an_error_as_it_is(num_processes):
+    def refuse():
+        raise ValueError("one clear sentence")
+
+    calls = [lambda number=number: (number, os.getpid(), torch.get_num_threads()) for number in range(5)]
+    found = list(results_of(calls, num_processes))
+    assert [number for number, *_ in found] == list(range(5))
+    processes = {process for _, process, _ in found}
+    assert processes == {os.getpid()} if num_processes == 1 else len(processes - {os.getpid()}) == 2
+    made = results_of([*calls, refuse], num_processes)
+    with pytest.raises(ValueError, match=r"^one clear sentence$"):
+        list(made)

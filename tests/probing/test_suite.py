@@ -36,6 +36,20 @@ def test_mistakes_get_a_sentence(tmp_path):
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_tasks_side_by_side_have_the_scores_of_one_after_the_other(probed, tmp_path, monkeypatch, cores):
+    monkeypatch.setitem(
+        SEARCHES, "quick", replace(SEARCHES["quick"], settings=SEARCHES["quick"].settings[2:4], max_steps=40)
+    )
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    suite.run_suite({"chroma": "chroma"}, "synthetic", probed / "corpus", tmp_path, seeds=(0, 1), progress=False)
+    keys = ("source", "task", "metric", "value", "validation_by_layer")
+    before = read_results(probed / "probes")["records"]
+    before = [[record[key] for key in keys] for record in before if record["source"] == "chroma"]
+    found = read_results(tmp_path)["records"]
+    assert [[record[key] for key in keys] for record in found if record["source"] == "chroma"] == before
+
+
 def test_every_task_has_terms_and_a_known_metric():
     for task in TASKS.values():
         assert task.license and task.citation and task.source and task.split_rule
