@@ -70,8 +70,8 @@ class _PositionalConvLayer(Data2VecAudioPositionalConvLayer):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = super().forward(hidden_states)
-        plain = is_plain_call(hidden_states) and not torch.compiler.is_compiling()
-        if plain and hidden_states.requires_grad and hidden_states.device.type == "cpu":
+        trained = hidden_states.requires_grad and hidden_states.device.type == "cpu"
+        if trained and not torch.compiler.is_compiling() and is_plain_call(hidden_states):
             hidden_states.register_hook(lambda gradient: gradient.mT.contiguous().mT)
         return hidden_states
 
