@@ -65,7 +65,7 @@ _RUN = (
     arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
 )
 _DEVICE = arg("--device", "to compute on", default="auto", choices=_DEVICES)
-_PRECISION = arg("--precision", "auto: bf16 where the hardware multiplies it", default="fp32", choices=PRECISIONS)
+_PRECISION = arg("--precision", "auto: bf16 where that is faster", default="fp32", choices=PRECISIONS)
 _TRUST = arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
 
 

@@ -28,8 +28,8 @@ class HearingSettings:
     """How a model hears tracks.
 
     Args:
-        precision (`str`): of matrix products: `fp32`, `bf16`, `fp16`, or `auto` (bf16 where the hardware multiplies
-            it). Weights are taken in float32, whatever they are stored in.
+        precision (`str`): of matrix products: `fp32`, `bf16`, `fp16`, or `auto` (bf16 where that is faster). Weights
+            are taken in float32, whatever they are stored in.
         overlap_seconds (`float`): what a window shares with the next one, at most half; see [`WindowPlan`].
         device (`str`, *optional*): `cpu`, `cuda`, `mps` or `auto`, to compute on; by default the model's.
         compile (`bool`): let torch.compile speed up the model: worth its minute for hours of audio.

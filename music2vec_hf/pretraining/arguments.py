@@ -76,7 +76,7 @@ class Recipe:
     weight_decay: float = _setting(0.01, "", 0.0, 10.0)
     max_grad_norm: float = _setting(0.0, "clip the gradient's norm; 0 for no clipping", 0.0, 1e9)
     seed: int = _setting(1, "of everything random", 0, 2**32 - 1)
-    precision: str = _setting("auto", "auto: bf16 where the device has it", choices=PRECISIONS)
+    precision: str = _setting("auto", "auto: bf16 where it is faster", choices=PRECISIONS)
     init_from: str | None = _setting(None, "folder or Hub id of a model to start from instead of random weights")
     distill_from: str | None = _setting(None, "folder or Hub id of a frozen teacher: distillation", machine=True)
     distill_layers: list[str | int] = field(default_factory=list)  # the teacher's, a head each; none: its top layers

@@ -30,6 +30,20 @@ def test_auto_asks_the_device_in_use(asked, device, gpu, cpu, found, monkeypatch
 
 
 @pytest.mark.parametrize(
+    ("has", "found"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, "fp32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC"}, "fp32"),
+    ],
+)
+def test_auto_is_bf16_on_cpus_that_multiply_it_faster(has, found, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert choose_precision("auto", "cpu") == found
+
+
+@pytest.mark.parametrize(
     ("name", "dtype"),
     [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
