@@ -30,6 +30,18 @@ for module in (huggingface_hub.constants, datasets.config):
     module.HF_HUB_OFFLINE = True
 """
 
+# Commands of ours, each with its token: of each a line with its exit code and what it printed on either stream.
+COMMANDS = """
+import contextlib, io, json, os, sys
+from music2vec_hf.cli import main
+for token, *words in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
 
 def fork(function, *arguments):
     """A function in a fork of this process, which needs no imports and which a test can kill."""
@@ -102,6 +114,11 @@ class WarmPython:
         done = self.run(script, *arguments, **where)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
+
+    def commands(self, *calls):
+        """Run `(token, *words)`, one after another; the exit code of each, what it printed, and what it said."""
+        words = [list(map(str, call)) for call in calls]
+        return [json.loads(line) for line in self.succeed(COMMANDS, json.dumps(words)).splitlines()]
 
 
 def run_as_main(script):

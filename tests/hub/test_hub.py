@@ -1,14 +1,14 @@
 """Weights travel: exported checkpoints load in a process that knows nothing of this library."""
 
-import json
 import logging
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from toy_model import SIZES, save_model
-from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
+from toy_hub import save_published
+from toy_model import save_model
+from transformers import Data2VecAudioModel
 from transformers.utils import logging as transformers_logging
 
 from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
@@ -54,24 +54,8 @@ def test_an_exported_model_comes_back(student_folder, tiny_student, tmp_path):
 
 @pytest.fixture
 def published(tmp_path):
-    """A small folder laid out as m-a-p/music2vec-v1: transformers 4.21's files, a path in `vocab_size`, HF's defaults
-    for all training values, weights of the bare encoder as pytorch_model.bin. And the plain model that it holds."""
-    config = Data2VecAudioConfig(**SIZES)
-    torch.manual_seed(0)
-    plain = Data2VecAudioModel(config).eval()
-    folder = tmp_path / "music2vec-v1"
-    folder.mkdir()
-    torch.save(plain.state_dict(), folder / "pytorch_model.bin")
-    values = config.to_dict() | {
-        "vocab_size": "/home/someone/src/convert_HF/data2vec_base/config.json",
-        "architectures": ["Data2VecAudioModel"],
-        "torch_dtype": "float32",
-        "transformers_version": "4.21.3",
-    }
-    values.pop("dtype", None)
-    (folder / "config.json").write_text(json.dumps(values, indent=2))
-    Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(folder)
-    return folder, plain
+    """A folder laid out as the published model, and the plain model that it holds."""
+    return tmp_path / "music2vec-v1", save_published(tmp_path / "music2vec-v1").eval()
 
 
 @pytest.fixture

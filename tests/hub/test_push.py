@@ -34,6 +34,14 @@ def checkpoint(tiny_student, tmp_path):
     return folder
 
 
+@pytest.fixture
+def sharded(tiny_student, tmp_path):
+    """The same model in several files."""
+    tiny_student.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    Music2VecFeatureExtractor().save_pretrained(tmp_path / "sharded")
+    return tmp_path / "sharded"
+
+
 def test_only_what_the_model_needs_travels(checkpoint):
     publication = make_publication(checkpoint, REPO, "mit")
     wanted = {"config.json", "preprocessor_config.json", "model.safetensors", "README.md", "example.flac"}
@@ -57,10 +65,7 @@ def test_a_plain_model_travels_without_code(checkpoint, tmp_path):
     assert b"trust_remote_code" not in files["README.md"]
 
 
-def test_shards_travel_with_their_index_and_only_if_all_are_there(checkpoint, tiny_student, tmp_path):
-    sharded = tmp_path / "sharded"
-    tiny_student.save_pretrained(sharded, max_shard_size="20KB")
-    Music2VecFeatureExtractor().save_pretrained(sharded)
+def test_shards_travel_with_their_index_and_only_if_all_are_there(sharded):
     names = set(make_publication(sharded, REPO, "mit").files)
     shards = sorted(name for name in names if name.endswith(".safetensors"))
     assert len(shards) > 1 and "model.safetensors.index.json" in names
@@ -123,45 +128,27 @@ def test_a_dry_run_shows_the_card_or_writes_what_would_travel(checkpoint, tmp_pa
     assert "exists and is not empty" in capsys.readouterr().err
 
 
-# Each line is one call of the command: what it is named by, its exit code, and what it said.
-PUSHES = """
-import contextlib, io, json, os, sys
-from music2vec_hf.cli import main
-whole, sharded, calls = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-for name, token, words in calls:
-    os.environ["HF_TOKEN"] = token
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([word.format(whole=whole, sharded=sharded) for word in words])
-    print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
-"""
-
-
-def test_a_push_lands_as_a_whole_or_says_why_not(hub, online, checkpoint, tiny_student, tmp_path):
-    sharded = tmp_path / "sharded"
-    tiny_student.save_pretrained(sharded, max_shard_size="20KB")
-    Music2VecFeatureExtractor().save_pretrained(sharded)
+def test_a_push_lands_as_a_whole_or_says_why_not(hub, online, checkpoint, sharded, tiny_student):
     public = hub.root / "models" / "someone" / "public" / "main"
     public.mkdir(parents=True)
     # The client tries a large file again by itself, a commit it does not.
     hub.broken += [("PUT /lfs/", "drop"), ("POST .*/commit/", "drop")]
 
-    def push(folder, name, *more):
-        return ["push", folder, name, "--license", "mit", *more]
+    def push(folder, name, *more, token=TOKEN):
+        return token, "push", folder, name, "--license", "mit", *more
 
-    calls = [
-        ("interrupted", TOKEN, push("{whole}", "someone/interrupted")),
-        ("bad token", "hf_expired", push("{whole}", REPO)),
-        ("no such user", TOKEN, push("{whole}", "nobody/model")),
-        ("bad name", TOKEN, push("{whole}", "no/such/name")),
-        ("public", TOKEN, push("{whole}", "someone/public", "--private")),
-        ("again", TOKEN, push("{whole}", REPO)),
-        ("branch", TOKEN, push("{sharded}", REPO, "--revision", "shards")),
-        ("private", TOKEN, push("{sharded}", "someone/hidden", "--private")),
-        ("private again", TOKEN, push("{sharded}", "someone/hidden", "--private")),
-    ]
-    printed = online.succeed(PUSHES, checkpoint, sharded, json.dumps(calls))
-    said = {name: (code, out, err) for name, code, out, err in map(json.loads, printed.splitlines())}
+    calls = {
+        "interrupted": push(checkpoint, "someone/interrupted"),
+        "bad token": push(checkpoint, REPO, token="hf_expired"),
+        "no such user": push(checkpoint, "nobody/model"),
+        "bad name": push(checkpoint, "no/such/name"),
+        "public": push(checkpoint, "someone/public", "--private"),
+        "again": push(checkpoint, REPO),
+        "branch": push(sharded, REPO, "--revision", "shards"),
+        "private": push(sharded, "someone/hidden", "--private"),
+        "private again": push(sharded, "someone/hidden", "--private"),
+    }
+    said = dict(zip(calls, online.commands(*calls.values()), strict=True))
     assert hub.broken == []
     reasons = {
         "interrupted": "Server disconnected",
@@ -220,28 +207,21 @@ def test_a_download_that_breaks_off_goes_on_and_is_never_a_broken_model(hub, onl
     assert pulled.keys() == ours.keys() and all(pulled[name].equal(ours[name]) for name in ours)
 
 
-NO_HUB = """
-import contextlib, io, json, sys
-from music2vec_hf.cli import main
-model, wav, out = sys.argv[1:]
-calls = [["push", model, "someone/x", "--license", "mit"], ["embed", "someone/x", wav, "--output", f"{out}/e.parquet"],
-         ["export", "someone/x", f"{out}/plain"], ["prepare", "someone/x", f"{out}/corpus", "--num-proc", "1"],
-         ["pretrain", "--recipe", "small", "--corpus", "someone/x", "--output", f"{out}/new"],
-         ["pretrain", "--recipe", "small", "--corpus", wav, "--output", f"{out}/new", "--init_from", "someone/x"]]
-for words in calls:
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-        code = main(words)
-    print(json.dumps([words[0], code, said.getvalue().split("music2vec: ")[-1]]))
-"""
-
-
 def check_no_hub(python, checkpoint, tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(160_000), 16_000)
-    printed = python.succeed(NO_HUB, checkpoint, tmp_path / "a.wav", tmp_path)
-    lines = [json.loads(line) for line in printed.splitlines()]
-    assert len(lines) == 6
-    for verb, code, said in lines:
-        assert code == 1 and said.count("\n") == 1 and "someone/x" in said, (verb, said)
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, np.zeros(160_000), 16_000)
+    pretrain = ("pretrain", "--recipe", "small", "--output", tmp_path / "new", "--corpus")
+    calls = (
+        ("push", checkpoint, "someone/x", "--license", "mit"),
+        ("embed", "someone/x", wav, "--output", tmp_path / "e.parquet"),
+        ("export", "someone/x", tmp_path / "plain"),
+        ("prepare", "someone/x", tmp_path / "corpus", "--num-proc", "1"),
+        (*pretrain, "someone/x"),
+        (*pretrain, wav, "--init_from", "someone/x"),
+    )
+    for words, (code, _, said) in zip(calls, python.commands(*(("", *words) for words in calls)), strict=True):
+        said = said.split("music2vec: ")[-1]
+        assert code == 1 and said.count("\n") == 1 and "someone/x" in said, (words, said)
 
 
 def test_offline_is_one_sentence_at_every_verb(hub, offline, checkpoint, tmp_path):

@@ -11,14 +11,14 @@ from music2vec_hf.common.files import read_results
 from music2vec_hf.probing.report import write_report
 
 REPO = "someone/stranger"
-COMMAND = "import sys; from music2vec_hf.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
 def card(hub, online, probed):
     """The card of a probed model on the Hub."""
-    words = ["push", probed / "model", REPO, "--license", "mit", "--results", probed / "probes"]
-    online.succeed(COMMAND, *words, HF_TOKEN=TOKEN)
+    words = ("push", probed / "model", REPO, "--license", "mit", "--results", probed / "probes")
+    ((code, _, said),) = online.commands((TOKEN, *words))
+    assert code == 0, said
     return (pushed(hub) / "README.md").read_text()
 
 
