@@ -127,19 +127,21 @@ def choose_probe(
     device: str = "cpu",
     kept_in: Path | None = None,
     progress: str | None = None,
+    trained_together: int = TRAINED_TOGETHER,
 ) -> Choice:
     """Choose layer and settings by the validation score. The test split is not an argument.
 
     Args:
         kept_in (`Path`, *optional*): folder where the score of each probe is kept, and taken from if it is there.
         progress (`str`, *optional*): label of a progress bar; without it there is none.
+        trained_together (`int`): layers are trained together, as a whole, until they are so many probes or more.
     """
     notes = {layer: kept_in and kept_in / f"{_identity(data, layer, search, seed)}.jsonl" for layer in layers}
     scores = {layer: _kept_scores(notes[layer]) for layer in layers}
     numbers = range(len(search.settings))
     missing = [(layer, number) for layer in layers for number in numbers if number not in scores[layer]]
     with tqdm(total=len(missing), desc=progress, unit="probe", disable=progress is None or not missing) as bar:
-        for group in _groups(missing):
+        for group in _groups(missing, trained_together):
 
             def finished(place: int, trained: TrainedProbe, group=group) -> None:
                 layer, number = group[place]
@@ -157,11 +159,11 @@ def choose_probe(
     return Choice(layer, by_layer[layer]["settings"], by_layer[layer]["score"], by_layer)
 
 
-def _groups(missing: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
-    """Layers and numbers of settings in groups of whole layers, each of `TRAINED_TOGETHER` or more where it can be."""
+def _groups(missing: Sequence[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:
+    """Layers and numbers of settings in groups of whole layers, each of `size` or more where it can be."""
     groups: list[list[tuple[str, int]]] = []
     for layer, number in missing:
-        if not groups or (len(groups[-1]) >= TRAINED_TOGETHER and layer != groups[-1][-1][0]):
+        if not groups or (len(groups[-1]) >= size and layer != groups[-1][-1][0]):
             groups.append([])
         groups[-1].append((layer, number))
     return groups

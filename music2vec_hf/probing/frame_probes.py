@@ -8,7 +8,7 @@ tracks are heard once, by the chosen layer alone. Of training and validation tra
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.features.frames import MAX_FRAMES, FrameEncoder
 from music2vec_hf.features.store import FeatureRows, FeatureStore
 from music2vec_hf.model.events_music2vec import frame_events
-from music2vec_hf.probing.evaluation import Choice, ProbeResult, choose_probe, layers_to_try, scored
+from music2vec_hf.probing.evaluation import ProbeResult, choose_probe, layers_to_try, scored
 from music2vec_hf.probing.probes import FRAME_SEARCH, ProbeData, ProbeJob, TrainedProbe
 from music2vec_hf.probing.tasks.declarations import Task, TaskData
 from music2vec_hf.probing.tasks.loading import read_headers
@@ -28,23 +28,6 @@ from music2vec_hf.probing.training import train_probes
 BEAT_SECONDS = 0.03
 THRESHOLDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
 SMOOTHING_SECONDS = (0.0, 0.2, 0.4, 0.8, 1.2, 2.0)
-
-
-@dataclass(frozen=True)
-class FrameSettings:
-    """How frames are heard and probes are trained; as in `SuiteSettings`. `cache` is the folder for frames."""
-
-    cache: Path
-    window_seconds: float = 30.0
-    precision: str = "fp32"
-    device: str = "cpu"
-    layers: str | Sequence[str] | None = None
-    progress: str | None = None
-
-    @classmethod
-    def of(cls, settings, cache: Path, layers, progress: str | None) -> "FrameSettings":
-        """Those of a run of the suite."""
-        return cls(cache, settings.window_seconds, settings.precision, settings.device, layers, progress)
 
 
 def frame_targets(events: np.ndarray, times: np.ndarray, kind: str, period: float) -> np.ndarray:
@@ -64,9 +47,20 @@ def frame_targets(events: np.ndarray, times: np.ndarray, kind: str, period: floa
 
 
 def probe_frames(
-    encoder, task_data: TaskData, digests: Mapping[Path, str], seeds: Sequence[int], settings: FrameSettings
+    store: FeatureStore,
+    task_data: TaskData,
+    digests: Mapping[Path, str],
+    seeds: Sequence[int],
+    device: str = "cpu",
+    layers: str | Sequence[str] | None = None,
+    progress: str | None = None,
 ) -> ProbeResult:
-    """Probe the frames of an encoder (a model's, or spectral features) on one task of events.
+    """Probe the frames of a store's encoder (a model's, or spectral features) on one task of events.
+
+    Args:
+        store (`FeatureStore`): its encoder is heard as it says; frames and scores of searches are kept in its folder.
+        layers (`str` or `Sequence[str]`, *optional*): as in [`layers_to_try`].
+        progress (`str`, *optional*): label of progress bars; without it there are none.
 
     Raises:
         ValueError: if a layer is unknown, a file cannot be heard or the model does not tell where its frames lie.
@@ -74,17 +68,16 @@ def probe_frames(
     task, splits = task_data.task, task_data.splits
     heard = [path for split in ("train", "validation") for path in splits[split].paths]
     frames_per_track = max(1, MAX_FRAMES // len(heard))
-    frames = FrameEncoder(encoder, frames_per_track, settings.window_seconds, settings.precision)
-    store = FeatureStore(settings.cache, frames, settings.window_seconds, settings.precision)
-    rows = store.rows(heard, None, [digests[path] for path in heard], settings.progress)
+    frames = FrameEncoder(store.encoder, frames_per_track, store.window_seconds, store.precision)
+    of_frames = FeatureStore(store.folder, frames, store.window_seconds, store.precision)
+    rows = of_frames.rows(heard, None, [digests[path] for path in heard], progress)
     data = _probe_data(rows, task_data, frames.period)
-    layers = layers_to_try(list(rows.features), FRAME_SEARCH, settings.layers)
-    notes = {"kept_in": settings.cache / "searches", "progress": settings.progress}
+    tried = layers_to_try(list(rows.features), FRAME_SEARCH, layers)
     # One after the other: of a layer all frames are in memory in float32.
-    each = [choose_probe(data, [layer], FRAME_SEARCH, seeds[0], settings.device, **notes) for layer in layers]
-    choice = _best(each)
+    notes = {"kept_in": store.folder / "searches", "progress": progress, "trained_together": 1}
+    choice = choose_probe(data, tried, FRAME_SEARCH, seeds[0], device, **notes)
     jobs = [ProbeJob(choice.layer, choice.settings, seed) for seed in seeds]
-    probes = _with_event_settings(train_probes(jobs, data, FRAME_SEARCH, settings.device), frames, task_data)
+    probes = _with_event_settings(train_probes(jobs, data, FRAME_SEARCH, device), frames, task_data)
     outputs = [[] for _ in probes]
     for times, values in frames.hear(splits["test"].paths, [choice.layer]):
         for found, one in zip(outputs, probes, strict=True):
@@ -97,11 +90,6 @@ def probe_frames(
         "event_settings": [list(one.event_settings) for one in probes],
     }
     return replace(result, choice=choice, seeds=tuple(seeds), probes=tuple(probes), frames=about)
-
-
-def _best(choices: Sequence[Choice]) -> Choice:
-    best = max(choices, key=lambda choice: choice.score)  # the first of equals
-    return replace(best, by_layer={layer: found for choice in choices for layer, found in choice.by_layer.items()})
 
 
 def _probe_data(rows: FeatureRows, task_data: TaskData, period: float) -> ProbeData:
@@ -138,7 +126,8 @@ def _with_event_settings(
 ) -> list[TrainedProbe]:
     """The probes with what turns their outputs into events best on the validation tracks."""
     task, split, layer = task_data.task, task_data.splits["validation"], probes[0].job.layer
-    tracks = [(times, values[layer]) for times, values in _logits(frames, split.paths, layer, probes)]
+    heard = frames.hear(split.paths, [layer])
+    tracks = [(times, [one.predict(values[layer]) for one in probes]) for times, values in heard]
     chosen = []
     for number, one in enumerate(probes):
         outputs = [(times, logits[number]) for times, logits in tracks]
@@ -160,12 +149,6 @@ def _with_event_settings(
             )
         chosen.append(replace(one, event_settings=best))
     return chosen
-
-
-def _logits(frames: FrameEncoder, paths: Sequence[Path], layer: str, probes: Sequence[TrainedProbe]):
-    """Of each file the times of its frames, and layer to the outputs of every probe `[P, T, K]`."""
-    for times, values in frames.hear(paths, [layer]):
-        yield times, {layer: np.stack([one.predict(values[layer]) for one in probes])}
 
 
 def chance_events(task_data: TaskData, search: str) -> ProbeResult:

@@ -35,7 +35,7 @@ from music2vec_hf.probing.evaluation import (
     select_rows,
 )
 from music2vec_hf.probing.export import export_probe, plan_exports
-from music2vec_hf.probing.frame_probes import FrameSettings, chance_events, check_frame_tasks, probe_frames
+from music2vec_hf.probing.frame_probes import chance_events, check_frame_tasks, probe_frames
 from music2vec_hf.probing.probes import get_search
 from music2vec_hf.probing.scores import (
     Estimate,
@@ -138,8 +138,8 @@ def run_suite(
         results[name] = dict.fromkeys(loaded) | _made(calls, name, search, settings)
         for task, task_data in loaded.items():
             if task_data.task.events:
-                how = FrameSettings.of(settings, cache, layers, f"{name} on {task}" if settings.progress else None)
-                results[name][task] = probe_frames(encoder, task_data, digests, seeds, how)
+                label = f"{name} on {task}" if settings.progress else None
+                results[name][task] = probe_frames(store, task_data, digests, seeds, settings.device, layers, label)
         ended = time.perf_counter()
         timings.append({"source": name, "features_seconds": extracted - started, "probe_seconds": ended - extracted})
     results[CHANCE] = {task: _chance(task_data, search) for task, task_data in loaded.items()}
