@@ -142,8 +142,7 @@ def _layers(results: Mapping) -> Drawn:
         values = np.array([[by_layer.get(layer, np.nan) for layer in layers] for by_layer in scores])
         low, high = np.nanmin(values, axis=1, keepdims=True), np.nanmax(values, axis=1, keepdims=True)
         scaled = (values - low) / np.maximum(high - low, 1e-9)
-        figure = Figure(figsize=(1.9 + 0.78 * len(layers), 1.3 + 0.55 * len(records)))
-        axis = figure.add_subplot()
+        figure, (axis,) = _panels(1, 1.9 + 0.78 * len(layers), 1.3 + 0.55 * len(records))
         axis.imshow(scaled, cmap="Blues", aspect="auto", vmin=0, vmax=1.25)
         for (row, column), value in np.ndenumerate(values):
             chosen = records[row]["layer"] == layers[column]
@@ -173,8 +172,7 @@ def _validation_against_test(results: Mapping) -> Drawn:
     firsts = _first_records(results)
     points = {key: (firsts[key]["validation_score"], np.mean(values)) for key, values in test.items()}
     sources, tasks = (list(dict.fromkeys(names)) for names in zip(*points, strict=True))
-    figure = Figure(figsize=(7.6, 4.8))
-    axis = figure.add_subplot()
+    figure, (axis,) = _panels(1, 7.6, 4.8)
     for (source, task), point in points.items():
         colour, marker = f"C{sources.index(source) % 10}", MARKERS[tasks.index(task) % len(MARKERS)]
         axis.plot(*point, marker, color=colour, markersize=7, alpha=0.8, markeredgecolor="white")
@@ -229,8 +227,7 @@ def _confusion(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:
         np.add.at(counts, (references, stored.outputs.argmax(axis=2).flatten()), 1)
         shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))[np.ix_(order, order)]
         size = 2.4 + 0.24 * min(max(len(order), 10), MAX_CLASS_NAMES)
-        figure = Figure(figsize=(size + 0.8, size))
-        axis = figure.add_subplot()
+        figure, (axis,) = _panels(1, size + 0.8, size)
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         shown = range(0, len(order), -(-len(order) // MAX_CLASS_NAMES))
         labels = [stored.labels[order[place]] for place in shown]
@@ -261,10 +258,10 @@ def _tags(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:
         order = [tag for tag in np.argsort(-precisions) if not np.isnan(precisions[tag])]
         columns = 2 if len(order) > MAX_BARS else 1
         lines = -(-len(order) // columns)
-        figure = Figure(figsize=(4.6 * columns, 1.1 + 0.22 * lines))
-        for column in range(columns):
+        figure, axes = _panels(columns, 4.6, 1.1 + 0.22 * lines)
+        for column, axis in enumerate(axes):
             tags = order[column * lines : (column + 1) * lines]
-            axis, places = figure.add_subplot(1, columns, column + 1), np.arange(len(tags))
+            places = np.arange(len(tags))
             axis.barh(places, precisions[tags], color=MODEL_COLOUR, height=0.7)
             axis.plot(shares[tags], places, "|", color=CHANCE_COLOUR, markersize=9, markeredgewidth=1.6)
             for place, tag in zip(places, tags, strict=True):
@@ -284,13 +281,13 @@ def _tags(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:
 def _scatter(sources: Sequence[tuple[Path, Mapping]]) -> Drawn:
     """Predicted against true values in the labels' own units, one panel per output."""
     for file, title, records, stored in _stored(sources, "regression"):
-        figure = Figure(figsize=(4.0 * len(stored.labels), 4.2))
-        for place, label in enumerate(stored.labels):
-            axis, score = figure.add_subplot(1, len(stored.labels), place + 1), records.get(f"r2_{label}")
+        figure, axes = _panels(len(stored.labels), 4.0, 4.2)
+        for place, (axis, label) in enumerate(zip(axes, stored.labels, strict=True)):
             true, predicted = stored.references[:, place], stored.outputs[0][:, place]
             axis.scatter(true, predicted, s=12, alpha=0.5, color=MODEL_COLOUR, edgecolors="none")
             _diagonal(axis, np.concatenate([true, predicted]))
             axis.set(xlabel="true", ylabel="predicted")
+            score = records.get(f"r2_{label}")
             axis.set_title(f"{label} (R2 {score['value']:.3f})" if score else label)
         figure.suptitle(title)
         yield f"scatter-{file}", figure, f"{title}: test tracks, probe of the first seed; R2 is the mean over seeds."

@@ -1,18 +1,17 @@
 """One source on one task: choice without test data, chance on shuffled labels, songs scored as songs."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_tasks import LABELS, SEARCH, SIZES, toy_task, with_targets
+from toy_tasks import LABELS, SEARCH, SIZES, probe_data, song_task, toy_task, with_targets
 
 from music2vec_hf.common.metrics import get_metric
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.probing import evaluation
-from music2vec_hf.probing.evaluation import choose_probe, select_rows
-from music2vec_hf.probing.probes import ProbeData, combine
-from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
+from music2vec_hf.probing.evaluation import SelectedRows, choose_probe, select_rows
+from music2vec_hf.probing.probes import combine
+from music2vec_hf.probing.tasks.declarations import SPLITS
 from music2vec_hf.probing.tasks.loading import TASKS
 
 
@@ -31,37 +30,27 @@ def test_probe_finds_the_layer_and_reports_every_metric(name):
     assert result.split_sizes == SIZES
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", [*LABELS, "songs"])
 def test_corrupting_test_labels_and_test_features_changes_no_choice(name):
-    features, task_data = toy_task(name)
-    before = evaluation.probe(features, task_data, SEARCH, seeds=(0,))
+    selected, task_data = song_task() if name == "songs" else one_row_per_track(name)
+    before = evaluation.probe(selected, task_data, SEARCH, seeds=(0,))
     targets = task_data.splits["test"].targets
     corrupted = with_targets(task_data, "test", np.roll(targets, 7, axis=0))
-    after = evaluation.probe(features, corrupted, SEARCH, seeds=(0,))
+    after = evaluation.probe(selected, corrupted, SEARCH, seeds=(0,))
     assert after.choice == before.choice
     np.testing.assert_array_equal(after.predictions.outputs, before.predictions.outputs)
     assert after.scores != before.scores
-    spoiled = {layer: values.copy() for layer, values in features.items()}
-    for values in spoiled.values():
-        values[task_data.rows("test")] = 0
-    assert evaluation.probe(spoiled, task_data, SEARCH, seeds=(0,)).choice == before.choice
+    rows = selected.rows
+    of_test = rows.tracks >= task_data.rows("test").start
+    spoiled = {layer: np.where(of_test[:, None], 0, values) for layer, values in rows.features.items()}
+    spoiled = replace(selected, rows=replace(rows, features=spoiled))
+    after = evaluation.probe(spoiled, task_data, SEARCH, seeds=(0,))
+    assert after.choice == before.choice and after.probes[0].ensemble == before.probes[0].ensemble
 
 
-def test_only_the_chosen_layer_meets_test_features(monkeypatch):
-    features, task_data = toy_task("synthetic-genre")
-    seen = []
-    train = evaluation.train_probes
-
-    def spy(jobs, data, *arguments, **options):
-        probes = train(jobs, data, *arguments, **options)
-        seen.append({job.layer for job in jobs})
-        assert all(len(values) == SIZES["train"] for values in data.features.values())
-        assert all(len(values) == SIZES["validation"] for values in data.validation_features.values())
-        return probes
-
-    monkeypatch.setattr(evaluation, "train_probes", spy)
-    evaluation.probe(features, task_data, SEARCH, seeds=(0, 1))
-    assert seen == [{"0", "1"}, {"1"}]
+def test_only_the_chosen_layer_meets_test_features(trained):
+    evaluation.probe(*toy_task("synthetic-genre"), SEARCH, seeds=(0, 1))
+    assert trained == [(["0", "1"], 4), (["1"], 2)]
 
 
 def test_shuffled_labels_score_chance():
@@ -83,33 +72,6 @@ def test_chance_is_what_the_training_targets_give():
     assert scores["average_precision"]["value"] == pytest.approx(tags.splits["test"].targets.mean())
 
 
-KEYS = TASKS["synthetic-key"].labels
-
-
-def song_task(clips=4, seed=0, noise=1.4):
-    """Songs of several clips, each heard through noise of its own; the last song of a split has one clip only."""
-    rng = np.random.default_rng(seed)
-    sizes = {"train": 200, "validation": 120, "test": 150}
-    splits, sizes_of_songs, hidden, start = {}, [], [], 0
-    for split, size in sizes.items():
-        keys = rng.integers(0, 24, size)
-        counts = np.full(size, clips)
-        counts[-1] = 1
-        ids = tuple(f"song-{number}" for number in range(start, start + size))
-        splits[split] = Split(ids, tuple(map(Path, ids)), keys, tuple(int(count) for count in counts))
-        sizes_of_songs.append(counts)
-        hidden.append(np.eye(24)[np.repeat(keys, counts)])
-        start += size
-    counts, hidden = np.concatenate(sizes_of_songs), np.concatenate(hidden)
-    heard = hidden * 2.5 + noise * rng.standard_normal(hidden.shape)
-    features = {"0": rng.standard_normal((len(hidden), 8)).astype(np.float32), "1": heard.astype(np.float32)}
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    rows = FeatureRows(features, offsets, np.full(len(hidden), 1500), np.full(len(hidden), 30.0))
-    task = replace(TASKS["giantsteps"], labels=KEYS, counts=(), clip_counts=())
-    task_data = TaskData(task, splits)
-    return select_rows(rows, task_data, 30.0), task_data
-
-
 def test_a_song_is_scored_as_a_song_with_the_ensemble_that_validation_chose():
     selected, task_data = song_task()
     result = evaluation.probe(selected, task_data, SEARCH, seeds=(0, 1))
@@ -124,18 +86,6 @@ def test_a_song_is_scored_as_a_song_with_the_ensemble_that_validation_chose():
         clip = get_metric("weighted_key_score")(references[test.tracks], clip_outputs)
         assert song > clip + 0.1
     assert np.mean(result.scores["weighted_key_score"]["per_seed"]) == result.scores["weighted_key_score"]["value"]
-
-
-def test_clips_of_test_songs_never_reach_the_choice():
-    selected, task_data = song_task()
-    before = evaluation.probe(selected, task_data, SEARCH, seeds=(0,))
-    rows = selected.rows
-    of_test = rows.tracks >= task_data.rows("test").start
-    spoiled = {layer: np.where(of_test[:, None], 0, values) for layer, values in rows.features.items()}
-    corrupted = with_targets(task_data, "test", np.roll(task_data.splits["test"].targets, 7))
-    after = evaluation.probe(replace(selected, rows=replace(rows, features=spoiled)), corrupted, SEARCH, seeds=(0,))
-    assert after.choice == before.choice and after.scores != before.scores
-    assert [trained.ensemble for trained in after.probes] == [trained.ensemble for trained in before.probes]
 
 
 def test_windows_of_unequal_length_weigh_alike_where_outputs_are_averaged():
@@ -154,16 +104,16 @@ def test_windows_of_unequal_length_weigh_alike_where_outputs_are_averaged():
     assert result.rows["num_rows"] == {split: 2 * size for split, size in SIZES.items()}
 
 
+def one_row_per_track(name):
+    """The rows of a toy task, and the task."""
+    features, task_data = toy_task(name)
+    return SelectedRows(FeatureRows.one_per_track(features)), task_data
+
+
 @pytest.fixture
 def data():
     """Two layers of the toy genre task."""
-    features, task_data = toy_task("synthetic-genre")
-    parts = {
-        split: ({layer: values[task_data.rows(split)] for layer, values in features.items()}, task_data.splits[split])
-        for split in ("train", "validation")
-    }
-    (train, seen), (validation, held_out) = parts["train"], parts["validation"]
-    return ProbeData(train, seen.targets, validation, held_out.targets, "single_label_classification", 10, "accuracy")
+    return probe_data(*one_row_per_track("synthetic-genre"))
 
 
 @pytest.fixture

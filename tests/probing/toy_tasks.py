@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from music2vec_hf.features.store import FeatureRows, row_offsets
+from music2vec_hf.probing import evaluation
 from music2vec_hf.probing.probes import ProbeSettings, Search
 from music2vec_hf.probing.tasks.declarations import Split, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
@@ -49,3 +51,29 @@ def toy_task(name, seed=0):
 def with_targets(task_data, split, targets):
     changed = replace(task_data.splits[split], targets=targets)
     return replace(task_data, splits=task_data.splits | {split: changed})
+
+
+def song_task(clips=4, seed=0, noise=1.4):
+    """Songs of several clips, each heard through noise of its own; the last song of a split has one clip only."""
+    rng = np.random.default_rng(seed)
+    splits, counts, keys, start = {}, [], [], 0
+    for split, size in {"train": 200, "validation": 120, "test": 150}.items():
+        keys.append(rng.integers(0, 24, size))
+        counts.append([clips] * (size - 1) + [1])
+        ids = tuple(f"song-{number}" for number in range(start, start + size))
+        splits[split] = Split(ids, tuple(map(Path, ids)), keys[-1], tuple(counts[-1]))
+        start += size
+    counts = np.concatenate(counts)
+    hidden = np.eye(24)[np.repeat(np.concatenate(keys), counts)]
+    heard = hidden * 2.5 + noise * rng.standard_normal(hidden.shape)
+    features = {"0": rng.standard_normal((len(hidden), 8)).astype(np.float32), "1": heard.astype(np.float32)}
+    rows = FeatureRows(features, row_offsets(counts), np.full(len(hidden), 1500), np.full(len(hidden), 30.0))
+    task = replace(TASKS["giantsteps"], counts=(), clip_counts=())
+    task_data = TaskData(task, splits)
+    return evaluation.select_rows(rows, task_data, 30.0), task_data
+
+
+def probe_data(selected, task_data):
+    """What training may see of selected rows."""
+    parts = (selected.split(task_data, split) for split in ("train", "validation"))
+    return evaluation._probe_data(*parts, task_data)
