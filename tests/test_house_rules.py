@@ -31,7 +31,7 @@ LIMITS = {
     "features": 2_080,
     "pretraining": 1_879,
     "finetuning": 565,
-    "probing": 4_397,
+    "probing": 4_379,
     "hub": 1_390,
 }
 

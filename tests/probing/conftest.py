@@ -3,11 +3,8 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from toy_datasets import DATASETS
-from toy_model import save_model
 
-from music2vec_hf import Music2VecModel
 from music2vec_hf.probing.probes import SEARCHES
 from music2vec_hf.probing.tasks import loading
 
@@ -25,14 +22,6 @@ def short_searches(monkeypatch):
         search = SEARCHES[name]
         short = replace(search, settings=search.settings[:2], max_steps=steps, by_task={})
         monkeypatch.setitem(SEARCHES, name, short)
-
-
-@pytest.fixture
-def model_folder(tiny_config, tmp_path):
-    """Folder of a toy model with random weights, the same in every test."""
-    torch.manual_seed(0)
-    save_model(Music2VecModel(tiny_config), tmp_path / "model")
-    return str(tmp_path / "model")
 
 
 @pytest.fixture(scope="session")

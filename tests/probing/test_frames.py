@@ -294,9 +294,9 @@ def test_models_of_others_give_frames_at_their_own_rate(corpus, tmp_path):
     assert frames["1"].shape == (len(times), SIZES["hidden_size"])
 
 
-def test_of_a_long_track_every_window_keeps_its_share(corpus, model_folder):
+def test_of_a_long_track_every_window_keeps_its_share(corpus, encoder_folder):
     paths = load_task("synthetic-beats", corpus).splits["test"].paths[:2]
-    encoder = FrameEncoder(load_encoder(model_folder), 40, window_seconds=0.5)
+    encoder = FrameEncoder(load_encoder(encoder_folder), 40, window_seconds=0.5)
     rows, heard = encoder.rows(paths), list(encoder.hear(paths))
     assert rows.rows_per_track.tolist() == [40, 40] and list(rows.features) == ["conv", "0", "1", "2", "3"]
     for track, (times, frames) in enumerate(heard):
@@ -316,11 +316,11 @@ def few_steps(monkeypatch):
 
 
 def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
-    corpus, tmp_path, model_folder, few_steps
+    corpus, tmp_path, encoder_folder, few_steps
 ):
     options = {"layers": ["0", "2"], "progress": False, "seeds": (0, 1), "export": tmp_path / "exported"}
     options |= {"cache_dir": tmp_path / "cache"}
-    sources = {"model": model_folder, "random-init": "random-init"}
+    sources = {"model": encoder_folder, "random-init": "random-init"}
     path = run_suite(sources, "synthetic-frames", corpus, tmp_path / "out", **options)
     content = read_results(path)
     metrics = ["beat_f_measure", "downbeat_f_measure", "chord_majmin", "melody_accuracy", "melody_overall"]
@@ -342,7 +342,7 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
     # The same again, into another folder, reads what the cache has.
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.parquet")}
     again = run_suite(
-        {"model": model_folder}, "synthetic-melody", corpus, tmp_path / "again", **options | {"export": None}
+        {"model": encoder_folder}, "synthetic-melody", corpus, tmp_path / "again", **options | {"export": None}
     )
     melody = {record["metric"]: record["value"] for record in records if record["task"] == "synthetic-melody"}
     found = [record for record in read_results(again)["records"] if record["source"] == "model"]
@@ -363,7 +363,7 @@ def test_from_audio_to_results_report_and_an_exported_model_that_gives_times(
         assert "the head answers for every frame" in (tmp_path / "exported" / name / "README.md").read_text()
 
 
-def test_other_protocols_are_refused_before_anything_is_read(tmp_path, model_folder):
+def test_other_protocols_are_refused_before_anything_is_read(tmp_path, encoder_folder):
     sentence = "synthetic-beats, synthetic-chords, synthetic-melody: frames are probed under 'quick' only, not under"
     with pytest.raises(ValueError, match=sentence):
-        run_suite([model_folder], ["synthetic-genre", "synthetic-frames"], tmp_path, tmp_path / "out", "marble")
+        run_suite([encoder_folder], ["synthetic-genre", "synthetic-frames"], tmp_path, tmp_path / "out", "marble")

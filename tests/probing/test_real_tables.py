@@ -11,7 +11,7 @@ from toy_datasets import write_tone
 
 from music2vec_hf.probing.tasks import classes, songs
 from music2vec_hf.probing.tasks.declarations import SPLITS
-from music2vec_hf.probing.tasks.loading import TASKS, describe_check, load_task
+from music2vec_hf.probing.tasks.loading import TASKS, check_found, describe_check
 
 TABLES = Path(__file__).parents[3] / "shared" / "annotations"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason=f"the real tables are not at {TABLES}")
@@ -19,24 +19,24 @@ pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason=f"the real tables ar
 
 @pytest.fixture(scope="module")
 def magnatagatune(tmp_path_factory):
-    """The real table and three clips of 25,860."""
+    """What is read of the real table and of three clips of 25,860."""
     root = tmp_path_factory.mktemp("real") / "magnatagatune"
     shutil.copytree(TABLES / "faults" / "2_magnatagatune_allow_missing", root)
     with lzma.open(TABLES / "magnatagatune" / "annotations_final.csv.xz") as table:
         (root / "annotations_final.csv").write_bytes(table.read())
-    return root
+    return {name: songs.read_magnatagatune(TASKS[name], root) for name in ("magnatagatune", songs.FILTERED)}
 
 
 def test_magnatagatune_splits_and_tags_are_the_published_ones(magnatagatune):
-    found = {one.track_id: one for one in songs.read_magnatagatune(TASKS["magnatagatune"], magnatagatune).examples}
+    found = {one.track_id: one for one in magnatagatune["magnatagatune"].examples}
     text = lzma.open(TABLES / "expected" / "magnatagatune.tsv.xz", "rt", encoding="utf-8").read()
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     assert len(rows) == len(found) == 25_860
     assert all(found[clip].split == split for clip, split, _ in rows)
     assert all(set(found[clip].label) <= set(names.split(";")) for clip, _, names in rows)
-    filtered = songs.read_magnatagatune(TASKS["magnatagatune-filtered"], magnatagatune).examples
+    filtered = magnatagatune[songs.FILTERED].examples
     counts = Counter(one.split for one in filtered)
-    assert tuple(counts[split] for split in SPLITS) == TASKS["magnatagatune-filtered"].counts
+    assert tuple(counts[split] for split in SPLITS) == TASKS[songs.FILTERED].counts
     names = {one.split: set() for one in filtered}
     for one in filtered:
         names[one.split].add(f"{one.path.parent.name}/{one.path.stem}")
@@ -47,14 +47,14 @@ def test_magnatagatune_splits_and_tags_are_the_published_ones(magnatagatune):
 
 
 def test_what_is_missing_is_said_in_short_lines(magnatagatune):
-    data = load_task("magnatagatune", magnatagatune, allow_missing=True)
+    data = check_found(magnatagatune["magnatagatune"], allow_missing=True)
     assert data.split_sizes == dict.fromkeys(SPLITS, 1)
     lines = describe_check(data).splitlines()
     assert max(map(len, lines)) < 400 and "left out: 2, 6, 10" not in describe_check(data)
     sentence = next(line for line in data.differences if line.startswith("train: the audio of 18705 of 18706"))
     assert "and 18700 more" in sentence and len(data.affected[sentence]) == 18_705
     with pytest.raises(FileNotFoundError, match="25857 of 25860 audio files are missing") as error:
-        load_task("magnatagatune", magnatagatune)
+        check_found(magnatagatune["magnatagatune"])
     assert len(str(error.value)) < 1_500
 
 

@@ -20,7 +20,8 @@ GTZAN_SUMS = {"train": "2b04966c", "validation": "f8fbee7c", "test": "09cafa6a"}
 
 def test_declarations_and_groups():
     assert resolve_tasks(["paper", "gtzan"]) == ("magnatagatune", "gtzan", "giantsteps", "emomusic")
-    assert len(resolve_tasks("synthetic")) == 4 and all(TASKS[name].synthetic for name in resolve_tasks("synthetic"))
+    assert resolve_tasks(["synthetic", "synthetic-key"]) == tuple(TASKS)[:4]
+    assert all(TASKS[name].synthetic for name in resolve_tasks("synthetic"))
     assert all(TASKS[name].counts and not TASKS[name].synthetic for name in resolve_tasks("paper"))
     assert TASKS["vocalset-singer"].labels == SINGERS and TASKS["vocalset-technique"].labels == TECHNIQUES
     assert TASKS["nsynth-pitch"].labels[0] == "0" and len(TASKS["nsynth-pitch"].labels) == 128
@@ -33,9 +34,13 @@ def test_declarations_and_groups():
     columns = list_path("magnatagatune_columns.txt").read_text().split()
     assert columns[0] == "clip_id" and columns[-1] == "mp3_path"
     assert sum(TASKS["giantsteps"].clip_counts) == 7_035 and sum(TASKS["emomusic"].counts) == 744
-    for load in (resolve_tasks, lambda name: load_task(name, ".")):
-        with pytest.raises(ValueError, match="no task 'mtt'"):
-            load("mtt")
+    for task in TASKS.values():
+        assert task.license and task.citation and task.source and task.split_rule
+        assert set(task.value_metrics) <= set(task.metrics)
+    with pytest.raises(ValueError, match="no task 'mtt'; use one of synthetic, synthetic-frames, real, paper, synth"):
+        resolve_tasks("mtt")
+    with pytest.raises(ValueError, match="no task 'mtt'; use one of synthetic-genre"):
+        load_task("mtt", ".")
 
 
 def test_gtzan_official_layout_is_the_benchmark(toy):
@@ -185,7 +190,7 @@ def test_two_copies_of_a_repository_are_refused_in_one_short_sentence(name, repo
     assert len(str(error.value)) < 500 and str(error.value).endswith("Keep one of them.")
 
 
-def test_a_toy_gtzan_goes_from_folder_to_results(tmp_path):
+def test_a_toy_gtzan_goes_from_folder_to_results(tmp_path, short_searches):
     root = gtzan_subset(tmp_path / "gtzan")
     with pytest.raises(FileNotFoundError, match="810 of 930 audio files are missing"):
         run_suite({"mfcc": "mfcc"}, "gtzan", root, tmp_path / "refused", progress=False)

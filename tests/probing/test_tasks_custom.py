@@ -28,7 +28,7 @@ def build_custom(root, labels, feature):
     return datasets.DatasetDict({"train": rows, "val": rows, "test": rows})
 
 
-def test_custom_reads_what_datasets_wrote(tmp_path):
+def test_custom_reads_what_datasets_wrote(tmp_path, short_searches):
     parts = build_custom(tmp_path, [1, 0] * 5, datasets.ClassLabel(names=["samba", "choro"]))
     parts.save_to_disk(tmp_path / "saved")
     (tmp_path / "parquet").mkdir()
