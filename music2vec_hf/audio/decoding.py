@@ -135,13 +135,14 @@ class SoundfileDecoder:
         return True
 
     def _open(self, stream: Stream) -> soundfile.SoundFile:
-        in_memory = isinstance(self._source, bytes)
-        if not stream.pieces:
+        if isinstance(self._source, bytes):
+            file = io.BytesIO(self._source)
+        elif stream.pieces:
+            file = open(self._source, "rb")
+        else:
             # soundfile encodes a path itself, which fails for a name that is not UTF-8.
-            path = self._source if in_memory or os.name == "nt" else os.fsencode(self._source)
-            return soundfile.SoundFile(io.BytesIO(self._source) if in_memory else path)
-        file = io.BytesIO(self._source) if in_memory else open(self._source, "rb")
-        return soundfile.SoundFile(PiecedFile(file, stream.pieces))
+            file = self._source if os.name == "nt" else os.fsencode(self._source)
+        return soundfile.SoundFile(PiecedFile(file, stream.pieces) if stream.pieces else file)
 
     def _reopen(self, position: int) -> None:
         if position and self.format.startswith("FLAC") and self._open_from(position, behind=False):
@@ -237,8 +238,7 @@ def open_decoders(source: AudioSource, name: str) -> list[Callable[[], Decoder]]
 
 def _find_streams(source: str | bytes, plain: SoundfileDecoder | None) -> list[Stream]:
     """The streams of a file; none where that cannot be told. `plain` is the decoder of the file as it is."""
-
-    def find(data) -> list[Stream]:
+    with _mapped(source) as data:
         begin = skip_tags(data, 0)
         streams = container_streams(data, begin, refused=plain is None)
         if streams is not None:
@@ -246,9 +246,6 @@ def _find_streams(source: str | bytes, plain: SoundfileDecoder | None) -> list[S
         if plain is None or plain.format.startswith("MP3"):
             return mp3_streams(data, begin, None if plain is None else plain.frames)
         return [AS_IT_IS]
-
-    with _mapped(source) as data:
-        return find(data)
 
 
 @contextmanager
@@ -330,6 +327,5 @@ def _open_with_torchcodec(source: str | bytes, name: str, head: bytes, reason: s
 def _what_else(head: bytes) -> str | None:
     """A sentence about a file that is no audio, where its beginning tells what it is."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    kinds = {magic: kind for kind, magics in _NO_AUDIO.items() for magic in magics}
-    kind = next((kind for magic, kind in kinds.items() if text.startswith(magic)), None)
+    kind = next((kind for kind, beginnings in _NO_AUDIO.items() if text.startswith(beginnings)), None)
     return kind and f"it holds {kind}, no audio; fetch or export the audio file itself."

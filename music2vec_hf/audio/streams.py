@@ -11,7 +11,7 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 # What writers put into wav that cannot go back to write the length: from here on it means "to the end of the file".
@@ -23,9 +23,8 @@ FOLLOWED = "another file follows it, which is not read."
 
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 _ZEROS = re.compile(rb"\0+")
-_BLOCK = 1 << 24
-_FLAC_SYNCS = (b"\xff\xf8", b"\xff\xf9")
-_FLAC, _OGG_BEGINS = b"fLaC\x00\x00\x00\x22", (b"OggS\x00\x02", b"OggS\x00\x06")
+_FLAC, _FLAC_SYNC = re.compile(rb"fLaC\0\0\0\x22"), re.compile(rb"\xff[\xf8\xf9]")
+_OGG_BEGIN = re.compile(rb"OggS\0[\x02\x06]")
 
 # Of files of chunks: first chunk, bytes of a chunk's name and size, byte order, bytes that a size counts beside the
 # chunk's content, alignment, the chunk of samples, bytes in it before the samples.
@@ -65,13 +64,19 @@ def container_streams(data, begin: int, refused: bool) -> list[Stream] | None:
 
     `refused` says whether libsndfile refuses the file as it is.
     """
-    magic = data[begin : begin + 4]
-    if magic in _CHUNKED:
-        return [_chunked_stream(data, begin, refused)]
-    if magic == b"fLaC":
-        return _flac_streams(data, begin, refused)
-    read = {b".snd": _au_streams, b"OggS": _ogg_streams}.get(magic)
-    return None if read is None else read(data, begin)
+    match data[begin : begin + 4]:
+        case magic if magic in _CHUNKED:
+            streams = [_chunked_stream(data, begin, refused)]
+        case b"fLaC":
+            streams = _flac_streams(data, begin, refused)
+        case b"OggS":
+            streams = _ogg_streams(data, begin)
+        case b".snd":
+            streams = _au_streams(data, begin)
+        case _:
+            return None
+    is_whole = len(streams) == 1 and streams[0].pieces == ((0, len(data)),)
+    return [replace(streams[0], pieces=())] if is_whole else streams
 
 
 class PiecedFile(io.RawIOBase):
@@ -88,9 +93,6 @@ class PiecedFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._position = max(0, offset + (0, self._position, self._starts[-1])[whence])
@@ -144,19 +146,6 @@ def is_filling(data, position: int) -> bool:
     return rest.startswith(_TAGS) or not rest.strip(b"\0")
 
 
-def _find_all(data, needles: tuple[bytes, ...], start: int) -> list[int]:
-    """Where any of some bytes, of one length, stand from a position on."""
-    found, overlap = [], len(needles[0]) - 1
-    for first in range(start, len(data), _BLOCK):
-        block = data[first : first + _BLOCK + overlap]
-        for needle in needles:
-            place = block.find(needle)
-            while place >= 0:
-                found.append(first + place)
-                place = block.find(needle, place + 1)
-    return sorted(found)
-
-
 # ---- wav, RF64, W64, AIFF, CAF, AU ----
 
 
@@ -179,7 +168,7 @@ def _chunked_stream(data, begin: int, refused: bool) -> Stream:
     _, _, size_bytes, order, _, align, wanted, before = _CHUNKED[magic]
     chunks = {name: chunk for name, *chunk in _chunks(data, begin, wanted)}
     if wanted not in chunks:
-        return Stream(((begin, len(data)),) if begin else ())
+        return Stream(((begin, len(data)),))
     place, body, size = chunks[wanted]
     if magic == b"RF64" and b"ds64" in chunks:
         long_size = chunks[b"ds64"][1] + 8
@@ -204,11 +193,9 @@ def _chunked_stream(data, begin: int, refused: bool) -> Stream:
         last = riff_end
     cut_off = refused or magic == b"riff"
     last = last if cut_off else len(data)
-    if begin == 0 and patch is None and last == len(data):
-        return Stream(stated_share=share, note=note)
-    if patch is None:
-        return Stream(((begin, last),), stated_share=share, note=note)
-    pieces = ((begin, place), patch.to_bytes(size_bytes, order), (place + size_bytes, last))
+    pieces = ((begin, last),)
+    if patch is not None:
+        pieces = ((begin, place), patch.to_bytes(size_bytes, order), (place + size_bytes, last))
     return Stream(pieces, stated_share=share, note=note)
 
 
@@ -250,7 +237,7 @@ def _au_streams(data, begin: int) -> list[Stream]:
 
 
 def _flac_streams(data, begin: int, refused: bool) -> list[Stream]:
-    starts = [begin, *_find_all(data, (_FLAC,), begin + 4)]
+    starts = [begin, *(found.start() for found in _FLAC.finditer(data, begin + 4))]
     streams = []
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
         stated = int.from_bytes(data[start + 18 : start + 26], "big") & (1 << 36) - 1
@@ -260,7 +247,7 @@ def _flac_streams(data, begin: int, refused: bool) -> list[Stream]:
         else:
             pieces = (_flac_head(data, start, held), (first, end))
             streams.append(Stream(pieces, max(stated, held), span=(start, end)))
-    return [Stream()] if len(streams) == 1 and streams[0].pieces == ((0, len(data)),) else streams
+    return streams
 
 
 def flac_from(data, stream: Stream, sample: int, behind: bool) -> tuple[Stream, int] | None:
@@ -294,11 +281,11 @@ def _flac_begin(data, start: int, end: int) -> int | None:
         position += 4 + size
         if last:
             break
-    if data[position : position + 2] in _FLAC_SYNCS:
+    if _FLAC_SYNC.match(data, position):
         return position
     # The metadata are damaged.
-    found = [place for sync in _FLAC_SYNCS for place in _find_all(data[:end], (sync,), start + 42)]
-    return next((place for place in sorted(found) if _flac_header(data, start, place, place)), None)
+    places = (found.start() for found in _FLAC_SYNC.finditer(data, start + 42, end))
+    return next((place for place in places if _flac_header(data, start, place, place)), None)
 
 
 def _flac_frames(data, start: int, end: int) -> int | None:
@@ -363,7 +350,8 @@ def _crc8(data: bytes) -> int:
 def _ogg_streams(data, begin: int) -> list[Stream]:
     """The links of a chain: each begins with the first pages of its streams, beside each other."""
     starts, expected = [], -1
-    for place in _find_all(data, _OGG_BEGINS, begin):
+    for found in _OGG_BEGIN.finditer(data, begin):
+        place = found.start()
         if place != expected:
             starts.append(place)
         expected = _ogg_page_end(data, place)
@@ -374,8 +362,6 @@ def _ogg_streams(data, begin: int) -> list[Stream]:
         page_end = _ogg_page_end(data, page)
         note = None if page_end <= end and data[page + 5] & 0x04 else CUT
         streams.append(Stream(((start, min(end, page_end)),), note=note))
-    if len(streams) == 1 and streams[0].pieces == ((0, len(data)),):
-        return [Stream(note=streams[0].note)]
     return streams
 
 
