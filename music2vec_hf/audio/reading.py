@@ -248,7 +248,7 @@ def encode_flac(samples: np.ndarray) -> bytes:
         raise ValueError(f"`samples` must have shape (num_samples,) and not be empty, got shape {samples.shape}.")
     if not np.isfinite(samples).all():
         raise ValueError("`samples` holds NaN or infinite values; FLAC cannot store them.")
-    return encode_flac_pcm(to_pcm(samples))
+    return encode_clip(to_pcm(samples))
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
@@ -256,10 +256,10 @@ def to_pcm(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * np.float32(32768.0)), -32768, 32767).astype(np.int16)
 
 
-def encode_flac_pcm(pcm: np.ndarray) -> bytes:
-    """Encode int16 samples `[num_samples]` at 16 kHz as FLAC."""
+def encode_clip(pcm: np.ndarray, store: str = "flac") -> bytes:
+    """Encode int16 samples `[num_samples]` at 16 kHz as a mono FLAC or WAV file."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, pcm, SAMPLING_RATE, format=store, subtype="PCM_16")
     return buffer.getvalue()
 
 

@@ -1,7 +1,6 @@
 """One track to clips: decode, cut, judge, encode, as each process of `prepare_corpus` does; and a corpus to WAV."""
 
 import hashlib
-import io
 import logging
 import os
 import shutil
@@ -12,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile
 from tqdm import tqdm
 
 from music2vec_hf.audio.decoding import AudioError, AudioSource
 from music2vec_hf.audio.listing import find_files
-from music2vec_hf.audio.reading import AudioReader, encode_flac_pcm, read_flac_crop, to_pcm
+from music2vec_hf.audio.reading import AudioReader, encode_clip, read_flac_crop, to_pcm
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.computing import torch_threads
 from music2vec_hf.common.files import hold_lock, read_json, write_json, write_text, written_aside
@@ -189,15 +187,6 @@ def _encode_clip(pcm: np.ndarray, start: float, job: ClipJob, rejects: list) -> 
         "clip_mean": mean,
         "clip_std": std,
     }
-
-
-def encode_clip(pcm: np.ndarray, store: str = "flac") -> bytes:
-    """Encode int16 samples `[num_samples]` at 16 kHz as a mono FLAC or WAV file."""
-    if store == "flac":
-        return encode_flac_pcm(pcm)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, SAMPLING_RATE, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
 
 
 def _dbfs(level: float) -> float:

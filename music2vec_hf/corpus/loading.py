@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -127,59 +128,46 @@ def open_files(found: SourceFiles, streaming: bool) -> Dataset | IterableDataset
     files = [file for files in found.files.values() for file in files]
     if str(files[0]).startswith("hf://") and (is_offline_mode() or not streaming):
         files = download_files(files)
-    readers = {"tracks": _read_tracks, "webdataset": _read_archives, "audiofolder": _read_urls}
-    if found.kind not in readers:
+    if found.kind not in ("tracks", "webdataset", "audiofolder"):
         return load_dataset(found.kind, data_files={"train": files}, split="train", streaming=streaming)
+    columns = Features.from_arrow_schema(pa.schema(found.metadata_types))
+    rows = [{}] * len(files)
     if found.kind == "tracks":
-        files = [(os.fspath(track.path), {"track_id": track.track_id, **track.metadata}) for track in files]
+        columns = {"track_id": Value("string"), **columns}
+        rows = [{"track_id": track.track_id, **track.metadata} for track in files]
+        files = [os.fspath(track.path) for track in files]
     # Date and size are part of the cache's key: a changed file is read anew.
-    sources = [(file, _stamp(file if isinstance(file, str) else file[0])) for file in files]
-    per_shard = 1 if found.kind == "webdataset" else FILES_PER_SHARD
-    columns = {"track_id": Value("string")} if found.kind == "tracks" else {}
-    columns |= Features.from_arrow_schema(pa.schema(found.metadata_types))
+    sources = [(file, row, _stamp(file)) for file, row in zip(files, rows, strict=True)]
+    read, per_shard = (_read_archives, 1) if found.kind == "webdataset" else (_read_files, FILES_PER_SHARD)
     settings = {
         "features": Features({"audio": CLIP, **columns}),
         "gen_kwargs": {"shards": [sources[first : first + per_shard] for first in range(0, len(sources), per_shard)]},
     }
     if streaming:
-        return IterableDataset.from_generator(readers[found.kind], **settings)
+        return IterableDataset.from_generator(read, **settings)
     try:
-        return Dataset.from_generator(readers[found.kind], **settings)
+        return Dataset.from_generator(read, **settings)
     except DatasetGenerationError as error:
-        where = os.path.commonpath([place if isinstance(place, str) else place[0] for place in files])
-        raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
+        raise ValueError(f"{os.path.commonpath(files)} cannot be read: {error.__cause__ or error}") from error
 
 
-def _read_tracks(shards: list[list[tuple]]) -> Iterator[dict]:
-    """One row for each audio file: its path and metadata."""
-    for shard in shards:
-        for (path, metadata), _ in shard:
-            data, name = None, printable(path)
-            if name != path:
-                # A name that is not UTF-8 cannot be stored: what the file holds is.
-                with open(path, "rb") as file:
-                    data = file.read()
-            yield {"audio": {"bytes": data, "path": name}, **metadata}
+def _read_files(shards: list[list[tuple[str, dict, str]]]) -> Iterator[dict]:
+    """One row for each audio file: its path, its metadata, and its bytes where it is behind a URL."""
+    for path, metadata, _ in chain.from_iterable(shards):
+        data, name = None, printable(path)
+        # A name that is not UTF-8 cannot be stored either: what the file holds is.
+        if name != path or "://" in path:
+            with open_file(path) as file:
+                data = file.read()
+        yield {"audio": {"bytes": data, "path": name}, **metadata}
 
 
-def _read_urls(shards: list[list[tuple[str, str]]]) -> Iterator[dict]:
-    """One row for each audio file behind a URL, or of the Hub's cache: its bytes and its name."""
-    for shard in shards:
-        for path, _ in shard:
-            data = None
-            if "://" in path:
-                with open_file(path) as file:
-                    data = file.read()
-            yield {"audio": {"bytes": data, "path": path}}
-
-
-def _read_archives(shards: list[list[tuple[str, str]]]) -> Iterator[dict]:
+def _read_archives(shards: list[list[tuple[str, dict, str]]]) -> Iterator[dict]:
     """Every audio file of some .tar archives, in their order; files of other kinds are passed over."""
-    for shard in shards:
-        for path, _ in shard:
-            for member, data in walk_archive(path, "r|*", is_audio_file):
-                if data is not None:
-                    yield {"audio": {"bytes": data, "path": f"{path}/{member.name}"}}
+    for path, *_ in chain.from_iterable(shards):
+        for member, data in walk_archive(path, "r|*", is_audio_file):
+            if data is not None:
+                yield {"audio": {"bytes": data, "path": f"{path}/{member.name}"}}
 
 
 def _stamp(file: str) -> str:
