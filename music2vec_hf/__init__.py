@@ -34,6 +34,15 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 
+# Classes of transformers that find a class by the type of a model, and ours that they find.
+_AUTO_CLASSES = {
+    "AutoFeatureExtractor": "Music2VecFeatureExtractor",
+    "AutoModel": "Music2VecModel",
+    "AutoModelForPreTraining": "Music2VecForPreTraining",
+    "AutoModelForAudioClassification": "Music2VecForSequenceClassification",
+    "AutoModelForAudioFrameClassification": "Music2VecForAudioFrameClassification",
+}
+
 
 def __getattr__(name: str):
     if name not in _PUBLIC:
@@ -80,33 +89,16 @@ def _run_torchaudio(execute: Callable, module: ModuleType) -> None:
 def _register() -> None:
     if importlib.util.find_spec("torchaudio") is not None:
         importlib.import_module("torchaudio")  # transformers would do it, too, and wrap its error in others
-    from transformers import (
-        AutoConfig,
-        AutoFeatureExtractor,
-        AutoModel,
-        AutoModelForAudioClassification,
-        AutoModelForAudioFrameClassification,
-        AutoModelForPreTraining,
-    )
+    import transformers
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from music2vec_hf.model.configuration_music2vec import Music2VecConfig
-    from music2vec_hf.model.encoder_music2vec import Music2VecModel
-    from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
-    from music2vec_hf.model.heads_music2vec import (
-        Music2VecForAudioFrameClassification,
-        Music2VecForSequenceClassification,
-    )
-    from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
     from music2vec_hf.model.pipeline_music2vec import TASK, Music2VecAudioClassificationPipeline
 
+    config = __getattr__("Music2VecConfig")
     # exist_ok: a transformers that brings a model of this name itself must not break the import.
-    AutoConfig.register(Music2VecConfig.model_type, Music2VecConfig, exist_ok=True)
-    AutoFeatureExtractor.register(Music2VecConfig, Music2VecFeatureExtractor, exist_ok=True)
-    AutoModel.register(Music2VecConfig, Music2VecModel, exist_ok=True)
-    AutoModelForPreTraining.register(Music2VecConfig, Music2VecForPreTraining, exist_ok=True)
-    AutoModelForAudioClassification.register(Music2VecConfig, Music2VecForSequenceClassification, exist_ok=True)
-    AutoModelForAudioFrameClassification.register(Music2VecConfig, Music2VecForAudioFrameClassification, exist_ok=True)
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto, ours in _AUTO_CLASSES.items():
+        getattr(transformers, auto).register(config, __getattr__(ours), exist_ok=True)
     # transformers knows one pipeline class for a task; ours hands models of others to the stock one.
     PIPELINE_REGISTRY.supported_tasks[TASK]["impl"] = Music2VecAudioClassificationPipeline
     Music2VecAudioClassificationPipeline.decode = staticmethod(_decode)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from music2vec_hf.common.computing import choose_precision
 from music2vec_hf.common.files import hold_lock
-from music2vec_hf.features.embeddings import HearingSettings, InputTrack, list_inputs
+from music2vec_hf.features.embeddings import HearingSettings, InputTrack, embed, list_inputs
 from music2vec_hf.features.encoders import Encoder, choose_device, compile_model, load_encoder
 from music2vec_hf.features.store import (
     column_of,
@@ -299,11 +299,9 @@ def find_similar(
     library = Path(library)
     settings, layer = read_library(library, layer)
     encoder = load_library_encoder(library, settings, model, trust_remote_code)
-    encoder.check_layers([layer])
-    plan = encoder.plan(settings.get("window_seconds", 30.0), settings.get("overlap_seconds", 0.0))
-    encoder.model.to(choose_device(device))
-    heard = next(hear_tracks(encoder, [Path(query)], plan, [layer], precision=settings.get("precision", "fp32")))
-    vector = window_rows(heard.windows, encoder.sampling_rate).merged(None).features[layer][0]
+    names = ("window_seconds", "overlap_seconds", "precision")
+    same = {name: settings[name] for name in names if name in settings} | {"feature_extractor": encoder.extractor}
+    vector = embed(encoder.model, [Path(query)], layer, device=device, **same)[0]
     return nearest(library, column_of(layer), vector, top)
 
 

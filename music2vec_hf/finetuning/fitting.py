@@ -6,7 +6,7 @@ weights are trained, and how fast: LoRA, parameter groups, standardisation, clas
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -368,13 +368,9 @@ def _make_trainer(args, model, crops: RandomCrops, validation: Windows, labels: 
     )
 
 
-def _scorer(windows: Windows, labels: Labels):
+def _scorer(windows: Windows, labels: Labels) -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics` of `Trainer` for these windows."""
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        return score_clips(labels, windows.clip_logits(prediction.predictions), windows.targets)
-
-    return compute
+    return lambda found: score_clips(labels, windows.clip_logits(found.predictions), windows.targets)
 
 
 def score_clips(labels: Labels, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
