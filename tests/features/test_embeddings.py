@@ -13,7 +13,6 @@ from accelerate import cpu_offload
 from awkward import encoded
 from datasets import Dataset, Features, Value
 from toy_audio import noise
-from transformers import Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
 from music2vec_hf import (
     Music2VecAudioClassificationPipeline,
@@ -26,7 +25,6 @@ from music2vec_hf.audio.reading import read_audio
 from music2vec_hf.features import encoders, windows
 from music2vec_hf.features.encoders import Encoder
 from music2vec_hf.features.windows import LoadedTrack, WindowPlan, load_tracks
-from music2vec_hf.hub.conversion import export_data2vec_audio
 
 
 def hears(encoder):
@@ -120,23 +118,6 @@ def test_overlap_brings_windows_near_the_whole_and_means_are_those_of_the_frames
     # of 2 s only attention, which hears 4 s instead of 9 s, makes a difference.
     assert distances[0].max() > 1 and distances[0].mean() > 0.05
     assert distances[1].max() < 0.2 and distances[1].mean() < 0.004
-
-
-def test_padding_changes_plain_transformers_and_company_does_not_change_ours(encoder, encoder_folder, tmp_path):
-    short, long = noise(1.0), noise(2.5, 1)
-    plain = Data2VecAudioModel.from_pretrained(export_data2vec_audio(encoder_folder, tmp_path / "plain")).eval()
-    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
-
-    def plain_embedding(clips):
-        inputs = extractor(clips, sampling_rate=16_000, return_tensors="pt", padding=True)
-        with torch.no_grad():
-            return plain(**inputs).last_hidden_state[0, :49].mean(0).numpy()
-
-    alone, padded = plain_embedding([short]), plain_embedding([short, long])
-    assert np.abs(padded - alone).max() > 0.01
-    ours, in_company = embed(encoder, short, layers=3), embed(encoder, [short, long], layers=3)[0]
-    np.testing.assert_allclose(ours, alone, atol=1e-3)  # the extractors add another epsilon to the variance
-    np.testing.assert_allclose(in_company, ours, atol=1e-6)
 
 
 def test_a_track_that_is_not_held_is_the_same_track(encoder, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from toy_audio import noise
 from toy_model import save_model
 
 from music2vec_hf import Music2VecModel, embed
-from music2vec_hf.cli import main
 from music2vec_hf.features.store import vectors
 from music2vec_hf.features.tables import find_similar, nearest, write_embeddings
 
@@ -87,10 +86,3 @@ def test_mistakes_are_refused(library, encoder_folder, tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
     with pytest.raises(ValueError, match="is no table of embeddings; its columns are a"):
         find_similar(tmp_path / "foreign.parquet", query, model=encoder_folder)
-
-
-def test_the_verb_prints_cosine_and_path(library, tmp_path, capsys):
-    query = str(library.parent / "music" / "2.wav")
-    assert main(["similar", str(library), query, "--top", "2", "--device", "cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0] == f"1.0000  {query}"
