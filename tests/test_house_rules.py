@@ -22,15 +22,15 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 1_335,
+    "top": 1_325,
     "common": 1_013,
     "model": 2_064,
     "audio": 2_486,
     "corpus": 2_498,
     "synthetic": 966,
-    "features": 2_080,
+    "features": 2_078,
     "pretraining": 1_879,
-    "finetuning": 565,
+    "finetuning": 555,
     "probing": 4_379,
     "hub": 1_390,
 }
