@@ -18,6 +18,8 @@ MODULES = (
     "accelerate",
     "soundfile",
     "pandas",
+    "sklearn.linear_model",
+    "aiohttp",
     "transformers.pipelines",
     "transformers.modeling_utils",
 )
