@@ -81,16 +81,17 @@ def tiny_student(tiny_config):
     return music2vec_hf.Music2VecForPreTraining(tiny_config)
 
 
-@pytest.fixture
-def encoder(tiny_config):
+@pytest.fixture(scope="session")
+def encoder():
+    """Whoever embeds leaves it as it is."""
     torch.manual_seed(0)
-    return music2vec_hf.Music2VecModel(tiny_config).eval()
+    return music2vec_hf.Music2VecModel(music2vec_hf.Music2VecConfig(**SIZES, average_top_k_layers=2)).eval()
 
 
-@pytest.fixture
-def encoder_folder(encoder, tmp_path):
-    """The encoder as a folder of a model."""
-    return save_model(encoder, tmp_path / "model")
+@pytest.fixture(scope="session")
+def encoder_folder(encoder, tmp_path_factory):
+    """The encoder as a folder of a model; not to be changed."""
+    return save_model(encoder, tmp_path_factory.mktemp("encoder") / "model")
 
 
 @pytest.fixture

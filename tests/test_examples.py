@@ -32,9 +32,8 @@ def workplace(tmp_path, encoder_folder):
     """What a user has after the demo, in small: `demo/music2vec-tiny`, `demo/synthetic`, and three runs' probes."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     (tmp_path / "demo").mkdir()
-    encoder_folder.rename(tmp_path / "demo" / "music2vec-tiny")
     synthesize_corpus(tmp_path / "demo" / "synthetic", 40, seed=0, clip_seconds=2.0)
-    model = str(tmp_path / "demo" / "music2vec-tiny")
+    model = str(shutil.copytree(encoder_folder, tmp_path / "demo" / "music2vec-tiny"))
     sources = {"music2vec-tiny": model, "random-init": "random-init"}
     data, probes = tmp_path / "demo" / "synthetic", tmp_path / "demo-1" / "probes"
     run_suite(sources, "synthetic-genre", data, probes, seeds=(0,), layers=["3"], progress=False)

@@ -1,30 +1,15 @@
-"""A toy encoder that all tests of features share: whoever embeds leaves it as it is."""
+"""Music that all tests of features share, and what runs left that were killed."""
 
 import os
 import signal
 
 import pytest
 import soundfile
-import torch
 from toy_audio import noise
-from toy_model import SIZES, save_model
 from warm_python import fork
 
-from music2vec_hf import Music2VecConfig, Music2VecModel
 from music2vec_hf.features import store, tables
 from music2vec_hf.features.spectral import SpectralEncoder
-
-
-@pytest.fixture(scope="session")
-def encoder():
-    torch.manual_seed(0)
-    return Music2VecModel(Music2VecConfig(average_top_k_layers=2, **SIZES)).eval()
-
-
-@pytest.fixture(scope="session")
-def encoder_folder(encoder, tmp_path_factory):
-    """The encoder as a folder of a model."""
-    return save_model(encoder, tmp_path_factory.mktemp("features") / "model")
 
 
 @pytest.fixture(scope="session")
