@@ -60,6 +60,3 @@ def _state(run: Path) -> tuple[bool, str]:
     silent = not over and time.time() - written > _SILENT_SECONDS
     how = "finished" if over else "no record for an hour: stopped?" if silent else "going on"
     return not over and not silent, f"{run.resolve().name} step {step}{f' of {last}' if last else ''}, {how}"
-
-
-__all__ = ["watch_runs"]

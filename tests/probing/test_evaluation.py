@@ -133,7 +133,9 @@ def test_a_kept_outcome_is_the_same_choice_without_training(data, trained, tmp_p
     first = choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path, progress="toy probes")
     total = 2 * len(SEARCH.settings)
     assert f"{total}/{total}" in capsys.readouterr().err  # the bar counts every probe
-    assert first == choose_probe(data, ["0", "1"], SEARCH)
+    trained.clear()
+    assert first == choose_probe(data, ["0", "1"], SEARCH, trained_together=1)
+    assert trained == [(["0"], 2), (["1"], 2)]
     trained.clear()
     assert choose_probe(data, ["0", "1"], SEARCH, kept_in=tmp_path) == first
     assert choose_probe(data, ["1"], SEARCH, kept_in=tmp_path).by_layer == {"1": first.by_layer["1"]}

@@ -262,16 +262,3 @@ def test_runs_alone_share_their_axes(tmp_path):
     page = report.write_report([tmp_path / "first", tmp_path / "second"], tmp_path / "report").read_text()
     assert "Pretraining of first, second" in page and "What the intervals say" not in page
     assert [path.name for path in (tmp_path / "report" / "figures").iterdir()] == ["training.png"]
-
-
-@pytest.mark.parametrize(
-    "name, text, words",
-    [
-        ("metrics.jsonl", '{"step": 1}\nnot json\n{"step": 2}\n', r"Line 2 of .* is not JSON"),
-        ("other.json", "[1, 2]", "is no results file of format 1"),
-    ],
-)
-def test_other_files_are_refused(tmp_path, name, text, words):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=words):
-        report.write_report(tmp_path / name, tmp_path / "report")

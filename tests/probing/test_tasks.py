@@ -6,10 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torchaudio.datasets.gtzan as published
-from toy_datasets import DATASETS, GENRES, copy_of, gtzan_subset, link, write_tone
+from toy_datasets import DATASETS, GENRES, copy_of, link, write_tone
 
-from music2vec_hf.common.files import read_results
-from music2vec_hf.probing.suite import run_suite
 from music2vec_hf.probing.tasks import loading
 from music2vec_hf.probing.tasks.classes import SINGERS, TECHNIQUES, split_stems
 from music2vec_hf.probing.tasks.declarations import list_path, read_table
@@ -188,22 +186,6 @@ def test_two_copies_of_a_repository_are_refused_in_one_short_sentence(name, repo
     with pytest.raises(ValueError, match="has 2 copies of ") as error:
         load_task(name, root)
     assert len(str(error.value)) < 500 and str(error.value).endswith("Keep one of them.")
-
-
-def test_a_toy_gtzan_goes_from_folder_to_results(tmp_path, short_searches):
-    root = gtzan_subset(tmp_path / "gtzan")
-    with pytest.raises(FileNotFoundError, match="810 of 930 audio files are missing"):
-        run_suite({"mfcc": "mfcc"}, "gtzan", root, tmp_path / "refused", progress=False)
-    path = run_suite({"mfcc": "mfcc"}, "gtzan", root, tmp_path / "out", seeds=(0,), progress=False, allow_missing=True)
-    results = read_results(path)
-    records = {record["source"]: record for record in results["records"]}
-    assert records["mfcc"]["value"] == 1.0 and records["chance"]["value"] == pytest.approx(0.1)
-    for record in records.values():
-        assert record["split_sizes"] == {"train": 40, "validation": 40, "test": 40}
-        assert "train: 40 tracks, the benchmark has 443." in record["differences"]
-        assert all(len(sentence) < 300 for sentence in record["differences"])
-    sentence = next(one for one in records["mfcc"]["differences"] if one.startswith("train: the audio of 403 of 443"))
-    assert len(results["affected_tracks"]["gtzan"][sentence]) == 403
 
 
 def test_every_data_set_has_a_toy():
