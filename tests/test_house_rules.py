@@ -31,7 +31,7 @@ LIMITS = {
     "features": 2_078,
     "pretraining": 1_879,
     "finetuning": 555,
-    "probing": 4_379,
+    "probing": 4_376,
     "hub": 1_390,
 }
 
