@@ -25,13 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # What these share takes seconds to make: with several processes of tests, one of them takes all of a line.
 TOGETHER = (
-    (
-        "tests/hub/",
-        "tests/common/test_hub_loopback",
-        "tests/audio/test_packed",
-        "tests/test_docs.py",
-        "tests/test_cli",
-    ),
+    ("tests/hub/", "tests/common/test_hub_loopback", "tests/test_docs.py", "tests/test_cli"),
     ("tests/pretraining/", "tests/finetuning/"),
     ("tests/probing/",),
     ("tests/app/",),

@@ -153,10 +153,6 @@ class Handler(BaseHTTPRequestHandler):
             found = [entry for entry in found if "/" not in entry["path"][len(below) :]]
         return found
 
-    def paths_info(self, kind, id, revision):
-        wanted = parse_qs(self.body.decode())["paths"]
-        return [entry for entry in entries(self.branch(kind, id, revision)) if entry["path"] in wanted]
-
     def resolve(self, kind, id, revision, path):
         branch = self.branch(kind, id, revision)
         if not (branch / path).is_file():
@@ -229,14 +225,8 @@ class Handler(BaseHTTPRequestHandler):
                 )
             elif key == "deletedFile":
                 (branch / value["path"]).unlink()
-            elif key == "deletedFolder":
-                shutil.rmtree(branch / value["path"])
         commit = commit_of(branch)
         return {"commitUrl": f"{self.server.url}/{id}/commit/{commit}", "commitOid": commit}
-
-    def whoami(self):
-        self.check_token(needed=True)
-        return {"type": "user", "name": "someone", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
 
     def validate_card(self):
         return {"errors": [], "warnings": []}
@@ -263,13 +253,11 @@ API = r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)"
 ROUTES = [
     ("GET", rf"{API}(/revision/(?P<revision>[^/]+))?", Handler.info),
     ("GET", rf"{API}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", Handler.tree),
-    ("POST", rf"{API}/paths-info/(?P<revision>[^/]+)", Handler.paths_info),
     ("POST", rf"{API}/preupload/(?P<revision>[^/]+)", Handler.preupload),
     ("POST", rf"{API}/commit/(?P<revision>[^/]+)", Handler.commit),
     ("POST", rf"{API}/branch/(?P<revision>[^/]+)", Handler.create_branch),
     ("POST", r"/api/repos/create", Handler.create),
     ("POST", r"/api/validate-yaml", Handler.validate_card),
-    ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", r"/lfs/(?P<oid>\w+)", Handler.lfs_put),
     (
