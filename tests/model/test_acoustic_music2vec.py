@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from toy_model import SIZES
 
 from music2vec_hf.model.acoustic_music2vec import NUM_ACOUSTIC_BINS, acoustic_targets, log_frequency_filters
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
@@ -11,22 +12,12 @@ from music2vec_hf.model.encoder_music2vec import Music2VecModel
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.model.teacher_music2vec import EMATeacher
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-SIZES |= {"num_conv_pos_embeddings": 15, "conv_dim": [16] * 7}
 SEMITONES, MEL_BANDS, PITCH_CLASSES = slice(0, 84), slice(84, 124), slice(124, 136)
 HOP, FIELD = 320, 2528
 
 
 def sine(hertz: float, seconds: float = 2.0) -> torch.Tensor:
     return torch.sin(2 * math.pi * hertz * torch.arange(round(seconds * 16_000)) / 16_000)[None]
-
-
-@pytest.fixture(scope="module")
-def batch():
-    torch.manual_seed(0)
-    input_values = torch.randn(4, 16_000)
-    config = Music2VecConfig(**SIZES)
-    return input_values, torch.rand(4, config.num_frames(16_000)) < 0.5
 
 
 def student(**settings) -> Music2VecForPreTraining:
@@ -80,11 +71,10 @@ def test_without_weight_there_is_no_head_and_no_second_loss(batch):
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(batch, views):
-    input_values, _ = batch
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(views):
     model = student(acoustic_weight=1.0)
     torch.manual_seed(2)
-    mask = torch.rand(4, views, model.config.num_frames(16_000)) < 0.5
+    input_values, mask = torch.randn(4, 16_000), torch.rand(4, views, 49) < 0.5
     teacher = EMATeacher(model)
 
     def gradient(*parts):
@@ -113,14 +103,5 @@ def test_the_front_end_starts_from_pairs_of_sines():
     shape = {**SIZES, "conv_dim": [168, 16], "conv_kernel": [2048, 4], "conv_stride": [160, 2]}
     model = Music2VecModel(Music2VecConfig(**shape, frontend_init="log_frequency"))
     torch.testing.assert_close(model.feature_extractor.conv_layers[0].conv.weight, filters)
-    assert not torch.equal(
-        Music2VecModel(Music2VecConfig(**shape)).feature_extractor.conv_layers[0].conv.weight, filters
-    )
-
-
-def test_the_head_is_left_behind_without_a_word(tmp_path, caplog):
-    student(acoustic_weight=1.0).save_pretrained(tmp_path)
-    model, report = Music2VecModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["unexpected_keys"] and not report["missing_keys"]
-    again = Music2VecForPreTraining.from_pretrained(tmp_path)
-    assert again.acoustic_head is not None and model.config.acoustic_weight == 1.0
+    plain = Music2VecModel(Music2VecConfig(**shape))
+    assert not torch.equal(plain.feature_extractor.conv_layers[0].conv.weight, filters)

@@ -184,10 +184,6 @@ def gradient_of_each_clip(model, values):
     return torch.func.vmap(torch.func.grad(lambda clip: LastState(model)(clip[None] * 1.0).square().sum()))(values)
 
 
-def clip_by_clip(model, values):
-    return torch.func.vmap(lambda clip: model.feature_extractor(clip[None]))(values)
-
-
 def forward_mode(model, values):
     return torch.func.jvp(LastState(model), (values,), (torch.ones_like(values),))
 
@@ -198,22 +194,13 @@ def dual_numbers(model, values):
         return list(forward_ad.unpack_dual(output))
 
 
-def jacobian(model, values):
-    return torch.func.jacrev(lambda x: LastState(model)(x).mean(0)[0, :3])(values[:, :500])
-
-
-def hessian_product(model, values):
-    direction = torch.ones_like(values)
-    return torch.autograd.functional.hvp(lambda x: LastState(model)(x * 1.0).square().sum(), values, direction)
-
-
 def on_meta(model, values):
     return torch.tensor(copy.deepcopy(model).to("meta")(values.to("meta")).last_hidden_state.shape)
 
 
 JOBS = [
-    exported, traced, gradient_penalty, functional_gradient, gradient_of_each_clip, clip_by_clip, forward_mode,
-    dual_numbers, jacobian, hessian_product, on_meta,
+    exported, traced, gradient_penalty, functional_gradient, gradient_of_each_clip, forward_mode, dual_numbers,
+    on_meta,
 ]  # fmt: skip
 
 

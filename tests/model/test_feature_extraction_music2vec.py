@@ -29,11 +29,6 @@ def test_zero_mean_unit_variance_with_the_references_epsilon(extractor):
     assert values.dtype == np.float32
 
 
-def test_gain_does_not_matter(extractor):
-    one, ten = (extractor(tone(level=level), sampling_rate=16_000)["input_values"][0] for level in (0.09, 0.9))
-    np.testing.assert_allclose(one, ten, atol=2e-3)
-
-
 CONTAINERS = {
     "float32": lambda x: x, "float64": lambda x: x.astype(np.float64), "list": lambda x: x.tolist(),
     "memoryview": memoryview, "array": lambda x: array("f", x), "tensor": torch.tensor,
@@ -71,21 +66,7 @@ def test_stereo_is_averaged():
     np.testing.assert_allclose(values, (left + right) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
-def test_other_rates_are_resampled(rate):
-    extractor = Music2VecFeatureExtractor(do_normalize=False)
-    values = extractor(tone(1.0, rate), sampling_rate=rate)["input_values"][0]
-    assert len(values) == 16_000
-    np.testing.assert_allclose(values[2_000:-2_000], tone(1.0)[2_000:-2_000], atol=2e-3)
-
-
-def test_what_would_alias_is_gone():
-    extractor = Music2VecFeatureExtractor(do_normalize=False)
-    values = extractor(tone(1.0, 44_100, 9_000.0, 0.5), sampling_rate=44_100)["input_values"][0]
-    assert 20 * np.log10(np.abs(values[2_000:-2_000]).max() / 0.5) < -60
-
-
-@pytest.mark.parametrize("rate", [8_000, 11_025, 44_056, 48_000])
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_056, 44_100, 48_000])
 def test_an_array_is_resampled_as_a_file_is(rate):
     """Without torchaudio, which reads files into corpora and embeddings."""
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, rate + 17).astype(np.float32)

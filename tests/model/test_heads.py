@@ -212,16 +212,6 @@ def test_labels_that_do_not_fit_are_refused(build, clips, fields, labels, senten
         build(**fields)(clips, labels=labels)
 
 
-def test_a_clip_is_the_mean_of_its_frames(build, clips):
-    """A linear head may pool before or after."""
-    frames, clip = build(Music2VecForAudioFrameClassification), build()
-    frames.load_state_dict(clip.state_dict())
-    with torch.no_grad():
-        logits = frames(clips).logits
-        assert logits.shape == (3, 24, 4)
-        torch.testing.assert_close(logits.mean(1), clip(clips).logits)
-
-
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_only_labelled_frames_of_the_clip_count(build, clips, problem):
     model = build(Music2VecForAudioFrameClassification, problem_type=problem)

@@ -54,13 +54,6 @@ def test_spans_have_at_least_the_asked_length():
         assert runs.min() >= 10
 
 
-def test_equal_generators_give_equal_masks():
-    one = sample_mask_time_indices(249, 0.65, 10, np.random.default_rng(3))
-    two = sample_mask_time_indices(249, 0.65, 10, np.random.default_rng(3))
-    other = sample_mask_time_indices(249, 0.65, 10, np.random.default_rng(4))
-    assert (one == two).all() and (one != other).any()
-
-
 def test_there_is_always_a_masked_frame():
     assert (draw(200, 20, 0.01, 5).sum(axis=1) >= 5).all()
 

@@ -58,13 +58,6 @@ def test_plain_transformers_does_not_mask_our_checkpoint_by_itself(tiny_config, 
         torch.testing.assert_close(in_training.last_hidden_state, in_eval.last_hidden_state)
 
 
-def test_loss_depends_on_masked_frames_only():
-    predictions, targets = torch.randn(7, 16), torch.randn(7, 16)
-    expected = ((predictions - targets) ** 2).sum() / 4.0 / 7
-    torch.testing.assert_close(data2vec_loss(predictions, targets), expected)
-    torch.testing.assert_close(data2vec_loss(predictions, targets, loss_scale=1.0), expected * 4.0)
-
-
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_smooth_l1_below_and_above_beta(beta):
     predictions = torch.tensor([[0.1, 3.0]])
@@ -94,14 +87,6 @@ def test_targets_do_not_see_the_mask(tiny_student, batch):
         some = tiny_student(input_values, mask_time_indices=mask, teacher=teacher).targets
         many = tiny_student(input_values, mask_time_indices=everywhere, teacher=teacher).targets
     torch.testing.assert_close(some, many.reshape(2, 48, 16)[mask[:, :48]], atol=1e-5, rtol=1e-5)
-
-
-def test_every_student_parameter_learns(tiny_student, batch):
-    input_values, mask = batch
-    teacher = m2v.EMATeacher(tiny_student)
-    tiny_student.train()(input_values, mask_time_indices=mask, teacher=teacher).loss.backward()
-    assert [name for name, p in tiny_student.named_parameters() if p.grad is None] == []
-    assert all(p.grad is None for p in teacher.encoder.parameters())
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1])
@@ -160,13 +145,19 @@ def test_saved_models_come_back_through_the_auto_classes(tiny_config, tmp_path, 
         torch.testing.assert_close(tensor, reloaded.state_dict()[name], atol=0, rtol=0)
 
 
-def test_a_pretrained_student_loads_as_encoder_and_into_a_head(tiny_student, tmp_path, caplog):
-    tiny_student.save_pretrained(tmp_path)
+@pytest.mark.parametrize("acoustic_weight", [0.0, 1.0])
+def test_a_pretrained_student_loads_as_encoder_and_into_a_head(tiny_config, acoustic_weight, tmp_path, caplog):
+    tiny_config.acoustic_weight = acoustic_weight
+    student = m2v.Music2VecForPreTraining(tiny_config)
+    student.save_pretrained(tmp_path)
     with caplog.at_level("WARNING"):
         encoder = m2v.Music2VecModel.from_pretrained(tmp_path)
     assert caplog.records == []
     head = m2v.Music2VecForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    assert encoder.config.acoustic_weight == head.config.acoustic_weight == acoustic_weight
     for model in (encoder, head.data2vec_audio):
-        for name, tensor in tiny_student.data2vec_audio.state_dict().items():
+        for name, tensor in student.data2vec_audio.state_dict().items():
             torch.testing.assert_close(tensor, model.state_dict()[name], atol=0, rtol=0)
     assert head.feature_std.eq(1).all() and head.feature_mean.eq(0).all()
+    again = m2v.Music2VecForPreTraining.from_pretrained(tmp_path).state_dict()
+    assert again.keys() == student.state_dict().keys()
