@@ -1,5 +1,6 @@
 """`run.json`: what a run was made of and on, for the model card."""
 
+import functools
 import json
 
 import pytest
@@ -7,11 +8,13 @@ from accelerate import Accelerator
 from toy_run import toy
 
 from music2vec_hf.hub.card import describe_run
+from music2vec_hf.pretraining import checkpoints
 from music2vec_hf.pretraining.arguments import load_recipe, recipe_names
 from music2vec_hf.pretraining.checkpoints import nearest_recipe, write_run_record
 
 
-def test_the_nearest_recipe_and_what_was_changed_but_for_what_only_the_machine_sees(tmp_path):
+def test_the_nearest_recipe_and_what_was_changed_but_for_what_only_the_machine_sees(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "load_recipe", functools.cache(load_recipe))  # each is compared with all
     for name in recipe_names():
         recipe = load_recipe(name)
         found, differences = nearest_recipe(recipe)

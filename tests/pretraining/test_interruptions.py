@@ -57,25 +57,20 @@ def wait_for(moment):
         time.sleep(0.002)
 
 
-def test_kill_9_and_resume(whole_run, toy_corpus, tmp_path):
-    process, metrics = start(toy_corpus, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+@pytest.mark.parametrize("seed", [None, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10))])
+def test_kill_9_and_resume(seed, whole_run, toy_corpus, tmp_path):
+    """After three steps, or at a moment drawn by the seed."""
+    output, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    process = start(toy_corpus, output)
+    if seed is None:
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+    else:
+        wait_for(output.exists)
+        time.sleep(random.Random(seed).uniform(0.0, 1.5))
     process.kill()
     process.join()
-    end_with([start(toy_corpus, tmp_path / "run")], 0)
-    assert losses(tmp_path / "run") == losses(whole_run)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_kill_9_at_a_random_moment(seed, whole_run, toy_corpus, tmp_path):
-    process = start(toy_corpus, tmp_path / "run")
-    wait_for(lambda: (tmp_path / "run").exists())
-    time.sleep(random.Random(seed).uniform(0.0, 1.5))
-    process.kill()
-    process.join()
-    end_with([start(toy_corpus, tmp_path / "run")], 0)
-    assert losses(tmp_path / "run") == losses(whole_run)
+    end_with([start(toy_corpus, output)], 0)
+    assert losses(output) == losses(whole_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

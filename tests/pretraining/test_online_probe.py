@@ -1,9 +1,9 @@
 """The online probe: it hears labelled clips, leaves the run as it was, and refuses what it cannot score."""
 
-import csv
 import re
 
 import pytest
+from toy_audio import write_metadata
 from toy_run import read_records, toy
 
 from music2vec_hf.corpus.prepare import prepare_corpus
@@ -14,11 +14,8 @@ from music2vec_hf.pretraining.loop import pretrain
 def labelled_corpus(toy_corpus, tmp_path_factory):
     """The toy corpus' twelve tones, the lower half called low; `id` has a new value in every row."""
     folder = tmp_path_factory.mktemp("labelled")
-    with (folder / "tones.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "register", "constant"])
-        for index in range(12):
-            rows.writerow([toy_corpus.parent / "audio" / f"{index}.flac", "low" if index < 6 else "high", "same"])
+    paths = [toy_corpus.parent / "audio" / f"{index}.flac" for index in range(12)]
+    write_metadata(folder / "tones.csv", {"path": paths, "register": ["low"] * 6 + ["high"] * 6, "constant": "same"})
     prepare_corpus(folder / "tones.csv", folder / "corpus", progress=False)
     return folder / "corpus"
 
