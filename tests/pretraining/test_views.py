@@ -51,11 +51,11 @@ def test_masks_of_a_crop_differ_and_the_first_is_the_only_one_of_a_plan_with_one
 def test_views_of_one_clip_do_not_pass_for_position():
     """Targets of pure content: a clip's views repeat them, which is not what several clips have in common."""
     generator = torch.Generator().manual_seed(0)
-    targets = torch.randn(200, 10, 64, generator=generator)
-    masks = torch.rand(200, 4, 10, generator=generator) < 0.5
+    targets = torch.randn(10, 10, 64, generator=generator)
+    masks = torch.rand(10, 4, 10, generator=generator) < 0.5
 
     class Output:
-        projected_features = torch.zeros(200, 10, 64)
+        projected_features = torch.zeros(10, 10, 64)
 
     Output.targets = targets.repeat_interleave(4, 0)[masks.flatten(0, 1)]
     Output.predictions = Output.targets
