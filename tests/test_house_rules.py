@@ -26,7 +26,7 @@ LIMITS = {
     "common": 1_013,
     "model": 2_064,
     "audio": 2_486,
-    "corpus": 2_498,
+    "corpus": 2_496,
     "synthetic": 966,
     "features": 2_078,
     "pretraining": 1_879,

@@ -232,7 +232,9 @@ class StreamingCrops(IterableDataset):
                     items = self._items(group, self.report and first == 0)
                 if item[0] != group:
                     item = next(one for one in items if one[0] == group)
-                found = self._crops(*item[1], places)
+                epoch, index, clips = item[1]
+                rng = np.random.default_rng([self.plan.seed, CROP_STREAM, epoch, index])
+                found = read_crops(self.plan, rng, places, clips, self._open, self._report)
                 crops.update((group * self.plan.crops_per_clip + place, crop) for place, crop in found.items())
             yield self.plan.collate([(address, self.plan.augmented(address, crops)) for address in batch])
 
@@ -299,11 +301,6 @@ class StreamingCrops(IterableDataset):
                     left_out["shorter than a crop"] += 1
                     continue
                 yield row, length
-
-    def _crops(self, epoch: int, index: int, clips: list[tuple[dict, int]], places: list[int]):
-        """Crops of a group by their places, normalised, each from the first of its clips that it can be read from."""
-        rng = np.random.default_rng([self.plan.seed, CROP_STREAM, epoch, index])
-        return read_crops(self.plan, rng, places, clips, self._open, self._report)
 
     def _open(self, clip: tuple[dict, int]) -> OpenClip:
         row, length = clip

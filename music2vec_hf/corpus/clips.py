@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,6 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from music2vec_hf.audio.decoding import AudioError, AudioSource
-from music2vec_hf.audio.listing import find_files
 from music2vec_hf.audio.reading import AudioReader, encode_clip, read_flac_crop, to_pcm
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.computing import torch_threads
@@ -65,6 +66,17 @@ class ClipJob:
     min_samples: int
     store: str = "flac"
     max_seconds: float = 0.0
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it is killed; else it would go on writing beside the next run."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_track(job: ClipJob) -> dict:
@@ -211,6 +223,9 @@ def convert_to_wav(corpus: str | os.PathLike, progress: bool = True) -> dict:
     Raises:
         ValueError: if there is no prepared corpus, another run is converting it, or the disk is too small.
     """
+    # Here, so that a process that decodes starts without `datasets`.
+    from music2vec_hf.audio.listing import find_files
+
     corpus = Path(corpus)
     if not (corpus / "corpus.json").exists():
         raise ValueError(f"{corpus} is not a corpus that `music2vec prepare` made; make one of your audio first.")
@@ -234,9 +249,8 @@ def convert_to_wav(corpus: str | os.PathLike, progress: bool = True) -> dict:
 def _correct_card(card: Path) -> None:
     """Say WAV for FLAC, and change the line by which `datasets` tells what it has in its cache from this."""
     if card.is_file():
-        text = (
-            card.read_text(encoding="utf-8").replace("16-bit FLAC", "16-bit WAV").replace("a FLAC file", "a WAV file")
-        )
+        text = card.read_text(encoding="utf-8").replace("16-bit FLAC", "16-bit WAV")
+        text = text.replace("a FLAC file", "a WAV file")
         write_text(card, text.replace("description: content ", "description: WAV of content "))
 
 

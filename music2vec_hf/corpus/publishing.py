@@ -70,8 +70,7 @@ def publish(source: str | os.PathLike, out: Path, plan: dict, listing: Listing, 
             _move(*moved, out / "data" / f"{split}-{number:05d}-of-{len(filled):05d}.parquet")
     rows = [*listing.rejects, *((name, reason) for name, _, reason in rejects)]
     kinds = Counter([*(reason.split(":")[0] for _, reason in listing.rejects), *(kind for _, kind, _ in rejects)])
-    summary = _summarise(plan, listing, results, {split: len(filled) for split, filled in by_split.items()})
-    summary["rejects"] = dict(sorted(kinds.items()))
+    summary = _summarise(plan, listing, results, {split: len(filled) for split, filled in by_split.items()}, kinds)
     texts = {
         "rejects.csv": _csv([("path", "reason"), *rows]),
         "README.md": _card(summary, Features.from_arrow_schema(shards[0].schema), out / "data", listing, results),
@@ -131,8 +130,8 @@ def _csv(rows: Iterable[tuple[str, str]]) -> str:
     return text.getvalue()
 
 
-def _summarise(plan: dict, listing: Listing, results: list[dict], num_shards: dict[str, int]) -> dict:
-    """The content of `corpus.json`, but for the numbers of rejects."""
+def _summarise(plan: dict, listing: Listing, results: list[dict], num_shards: dict, rejects: Counter) -> dict:
+    """The content of `corpus.json`; shards are counted by split, rejects by kind."""
     by_split: dict[str, list[dict]] = {}
     for track, result in zip(listing.tracks, results, strict=True):
         if result["clips"]:
@@ -157,7 +156,7 @@ def _summarise(plan: dict, listing: Listing, results: list[dict], num_shards: di
         "sampling_rate": SAMPLING_RATE,
         "splits": splits,
         "rejected_files": len(listing.rejects) + sum(result["rejected_file"] for result in results),
-        "rejects": {},
+        "rejects": dict(sorted(rejects.items())),
         "remainder_hours": hours(results, "remainder_seconds"),
         **({} if listing.not_sampled is None else {"not_sampled": listing.not_sampled}),
         "settings": plan,

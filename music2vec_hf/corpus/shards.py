@@ -8,7 +8,6 @@ hang at the cost of that track. A single process decodes here; where it died, th
 import json
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -27,7 +26,7 @@ from music2vec_hf.audio.containers import PackedFile
 from music2vec_hf.audio.listing import Listing, Track
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.files import write_json, written_aside
-from music2vec_hf.corpus.clips import CLIP_SCHEMA, ClipJob, prepare_track, rejection, write_tables
+from music2vec_hf.corpus.clips import CLIP_SCHEMA, ClipJob, end_with_parent, prepare_track, rejection, write_tables
 
 # A file may take `file_timeout` seconds, and one more for so many of its bytes.
 BYTES_A_SECOND = 50_000
@@ -266,14 +265,3 @@ def _start_processes(number: int) -> list[ProcessPool]:
                 '`if __name__ == "__main__":`, or look for their error above.'
             )
     return pools
-
-
-def end_with_parent() -> None:
-    """Let this process end when the one that started it is killed; else it would go on writing beside the next run."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
