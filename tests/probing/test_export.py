@@ -47,15 +47,15 @@ def clips(tmp_path):
     return paths
 
 
-def trained_probe(layer, width, num_outputs, kind="mlp", seed=0, regression=False):
-    rng = np.random.default_rng(seed)
+def trained_probe(layer, width, num_outputs, kind="mlp", regression=False):
+    rng = np.random.default_rng(0)
     sizes = [width, 32, num_outputs] if kind == "mlp" else [width, num_outputs]
     shapes = [shape for pair in pairwise(sizes) for shape in (pair, pair[1:])]
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     mean, scale = rng.standard_normal(width).astype(np.float32), rng.uniform(0.5, 2, width).astype(np.float32)
     targets = [4.756, 4.974, 1.386, 1.255] if regression else [0.0] * num_outputs + [1.0] * num_outputs
     target_mean, target_scale = np.split(np.float32(targets), 2)
-    job = ProbeJob(layer, ProbeSettings(kind, hidden_size=32, dropout=0.5), seed)
+    job = ProbeJob(layer, ProbeSettings(kind, hidden_size=32, dropout=0.5), 0)
     return TrainedProbe(job, 0.5, 8, arrays, mean, scale, target_mean, target_scale)
 
 

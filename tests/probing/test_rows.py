@@ -1,15 +1,15 @@
 """Rows of features: what a protocol makes of the windows of a track."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_tasks import splits_of
 
 from music2vec_hf.features.store import FeatureRows
 from music2vec_hf.model.feature_extraction_music2vec import cut_windows
 from music2vec_hf.probing.evaluation import row_seconds, select_rows
-from music2vec_hf.probing.tasks.declarations import SPLITS, Split, TaskData
+from music2vec_hf.probing.tasks.declarations import SPLITS, TaskData
 from music2vec_hf.probing.tasks.loading import TASKS
 
 FRAMES_PER_SECOND = 50
@@ -37,12 +37,8 @@ def windows_of(lengths, window=30.0, width=4):
 
 def task_of(name, lengths, num_clips=()):
     """A task with one track of each length, the first in train, the second in validation, the rest in test."""
-    splits, bounds = {}, {"train": (0, 1), "validation": (1, 2), "test": (2, len(lengths))}
-    for split in SPLITS:
-        numbers = range(*bounds[split])
-        ids = tuple(f"track-{number}" for number in numbers)
-        clips = tuple(num_clips[number] for number in numbers) if num_clips else ()
-        splits[split] = Split(ids, tuple(map(Path, ids)), np.zeros(len(ids), np.int64), clips)
+    sizes = {"train": 1, "validation": 1, "test": len(lengths) - 2}
+    splits = splits_of(sizes, np.zeros(len(lengths), np.int64), num_clips)
     return TaskData(replace(TASKS[name], labels=("a", "b")), splits)
 
 

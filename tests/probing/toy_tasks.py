@@ -25,9 +25,19 @@ LABELS = {
 }
 
 
-def toy_task(name, seed=0):
+def splits_of(sizes, targets, num_clips=()):
+    """Splits of tracks that are numbered through."""
+    splits, start = {}, 0
+    for split, size in sizes.items():
+        part, start = slice(start, start + size), start + size
+        ids = tuple(f"track-{number}" for number in range(part.start, part.stop))
+        splits[split] = Split(ids, tuple(map(Path, ids)), targets[part], tuple(num_clips[part]))
+    return splits
+
+
+def toy_task(name):
     """Features of two layers and a task whose labels lie in layer "1"; the track ids are those of every toy task."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     total, labels = sum(SIZES.values()), LABELS[name]
     features = {"0": rng.standard_normal((total, 10)), "1": rng.standard_normal((total, 30))}
     hidden = features["1"][:, : len(labels)]
@@ -37,15 +47,8 @@ def toy_task(name, seed=0):
         "synthetic-tags": (hidden > 0.5).astype(np.float32),
         "synthetic-emotion": hidden.astype(np.float32),
     }[name]
-    splits, start = {}, 0
-    for split, size in SIZES.items():
-        ids = tuple(f"track-{number}" for number in range(start, start + size))
-        paths = tuple(Path(f"{track_id}.flac") for track_id in ids)
-        splits[split] = Split(ids, paths, targets[start : start + size])
-        start += size
-    return {layer: values.astype(np.float32) for layer, values in features.items()}, TaskData(
-        replace(TASKS[name], labels=labels), splits
-    )
+    features = {layer: values.astype(np.float32) for layer, values in features.items()}
+    return features, TaskData(replace(TASKS[name], labels=labels), splits_of(SIZES, targets))
 
 
 def with_targets(task_data, split, targets):
@@ -53,23 +56,18 @@ def with_targets(task_data, split, targets):
     return replace(task_data, splits=task_data.splits | {split: changed})
 
 
-def song_task(clips=4, seed=0, noise=1.4):
-    """Songs of several clips, each heard through noise of its own; the last song of a split has one clip only."""
-    rng = np.random.default_rng(seed)
-    splits, counts, keys, start = {}, [], [], 0
-    for split, size in {"train": 200, "validation": 120, "test": 150}.items():
-        keys.append(rng.integers(0, 24, size))
-        counts.append([clips] * (size - 1) + [1])
-        ids = tuple(f"song-{number}" for number in range(start, start + size))
-        splits[split] = Split(ids, tuple(map(Path, ids)), keys[-1], tuple(counts[-1]))
-        start += size
-    counts = np.concatenate(counts)
-    hidden = np.eye(24)[np.repeat(np.concatenate(keys), counts)]
-    heard = hidden * 2.5 + noise * rng.standard_normal(hidden.shape)
+def song_task(clips=4):
+    """Songs of several clips, each heard through noise of its own; the last song has one clip only."""
+    sizes = {"train": 200, "validation": 120, "test": 150}
+    rng, num_songs = np.random.default_rng(1), sum(sizes.values())
+    keys, counts = rng.integers(0, 24, num_songs), np.full(num_songs, clips)
+    counts[-1] = 1
+    hidden = np.eye(24)[np.repeat(keys, counts)]
+    heard = hidden * 2.5 + 1.4 * rng.standard_normal(hidden.shape)
     features = {"0": rng.standard_normal((len(hidden), 8)).astype(np.float32), "1": heard.astype(np.float32)}
     rows = FeatureRows(features, row_offsets(counts), np.full(len(hidden), 1500), np.full(len(hidden), 30.0))
     task = replace(TASKS["giantsteps"], counts=(), clip_counts=())
-    task_data = TaskData(task, splits)
+    task_data = TaskData(task, splits_of(sizes, keys, counts.tolist()))
     return evaluation.select_rows(rows, task_data, 30.0), task_data
 
 
