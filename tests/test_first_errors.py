@@ -65,6 +65,8 @@ ERRORS = [
     # no network
     ("prepare user/nothing corpus", "user/nothing is neither a folder here nor a data set", "the connection"),
     ("inspect user/nothing", "user/nothing is neither a folder here nor a data set", "the connection"),
+    ("pretrain --corpus user/nothing --output run", "user/nothing is neither a folder here nor a data", "connection"),
+    ("pretrain --corpus songs --output run --init_from user/nothing", "user/nothing is neither", TINY),
     ("push tiny-copy user/name --license mit", "The model cannot be pushed to user/name", "push it again"),
 ]  # fmt: skip
 EXTRAS = ("onnx", "peft", "ray", "torchcodec")

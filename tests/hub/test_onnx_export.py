@@ -161,12 +161,6 @@ def test_a_file_that_differs_is_not_kept(classifier, exported, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_layers_are_never_dropped(classifier):
-    """Out of training mode, an export would lose layers: the graph is in eval mode, whatever `layerdrop` is."""
-    graph, _ = load_graph(classifier[0])
-    assert not graph.training and len(graph(torch.randn(1, 400))) == 1 + len(STATES)
-
-
 def test_the_readmes_snippet_runs_without_this_library(classifier, tmp_path):
     folder = classifier[1].folder
     text = (folder / "README.md").read_text()

@@ -207,7 +207,8 @@ def test_a_download_that_breaks_off_goes_on_and_is_never_a_broken_model(hub, onl
     assert pulled.keys() == ours.keys() and all(pulled[name].equal(ours[name]) for name in ours)
 
 
-def check_no_hub(python, checkpoint, tmp_path):
+@pytest.mark.slow  # the client tries for long
+def test_a_hub_that_does_not_answer_is_one_sentence_at_every_verb(checkpoint, tmp_path):
     wav = tmp_path / "a.wav"
     soundfile.write(wav, np.zeros(160_000), 16_000)
     pretrain = ("pretrain", "--recipe", "small", "--output", tmp_path / "new", "--corpus")
@@ -219,20 +220,10 @@ def check_no_hub(python, checkpoint, tmp_path):
         (*pretrain, "someone/x"),
         (*pretrain, wav, "--init_from", "someone/x"),
     )
-    for words, (code, _, said) in zip(calls, python.commands(*(("", *words) for words in calls)), strict=True):
-        said = said.split("music2vec: ")[-1]
-        assert code == 1 and said.count("\n") == 1 and "someone/x" in said, (words, said)
-
-
-def test_offline_is_one_sentence_at_every_verb(hub, offline, checkpoint, tmp_path):
-    asked = len(hub.requests)
-    check_no_hub(offline, checkpoint, tmp_path)
-    assert len(hub.requests) == asked
-
-
-@pytest.mark.slow  # the client tries for long
-def test_a_hub_that_does_not_answer_is_one_sentence_at_every_verb(checkpoint, tmp_path):
     with HubServer(tmp_path) as gone:  # nobody listens at its address from then on
         environment = gone.environment(tmp_path / "home")
     with WarmPython(environment) as python:
-        check_no_hub(python, checkpoint, tmp_path)
+        answers = python.commands(*(("", *words) for words in calls))
+    for words, (code, _, said) in zip(calls, answers, strict=True):
+        said = said.split("music2vec: ")[-1]
+        assert code == 1 and said.count("\n") == 1 and "someone/x" in said, (words, said)
