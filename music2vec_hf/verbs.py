@@ -47,6 +47,3 @@ def read_overrides(words: Sequence[str]) -> dict:
         else:
             raise ValueError(f"{word!r} follows no `--key`. Write recipe values as `--key value`.")
     return {key: values[0] if len(values) == 1 else values or True for key, values in found.items()}
-
-
-__all__ = ["VERBS", "arg", "read_overrides", "verb"]

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -243,8 +244,8 @@ def hear_tracks(
         raise ValueError(f"`pool` is {pool!r}. Use 'mean' or 'none'.")
     hear = partial(_hear_together, encoder, layers, pool, precision)
     heard = _heard_windows(load_tracks(sources, encoder, refuse), plan, hear, READ_AHEAD_SECONDS[pool])
-    for track, pairs in groupby(heard, key=lambda pair: pair[0]):
-        seconds, windows = track.num_samples / plan.sampling_rate, (window for _, window in pairs)
+    for track, heard_together in groupby(heard, key=itemgetter(0)):
+        seconds, windows = track.num_samples / plan.sampling_rate, map(itemgetter(1), heard_together)
         yield HeardTrack(track.number, seconds, track.truncated, plan, windows)
 
 
@@ -286,31 +287,29 @@ def _ahead(jobs: Iterable[Callable], num_threads: int) -> Iterator[Callable]:
         pool.shutdown(cancel_futures=True)
 
 
-def _heard_windows(tracks, plan, hear, read_ahead_seconds) -> Iterator[tuple[LoadedTrack, Window]]:
+def _heard_windows(tracks, plan, hear, read_ahead_seconds) -> Iterator[tuple[LoadedTrack, Window, np.ndarray]]:
     """All windows with their features, heard together with what follows within so many seconds."""
-    waiting: list[tuple[LoadedTrack, Window]] = []
-    samples: list[np.ndarray] = []
+    waiting: list[tuple[LoadedTrack, Window, np.ndarray]] = []
     num_samples = 0
     for track in tracks:
-        for window, values in track.windows(plan):
-            waiting.append((track, window))
-            samples.append(values)
-            num_samples += len(values)
+        for window, samples in track.windows(plan):
+            waiting.append((track, window, samples))
+            num_samples += len(samples)
             if num_samples >= read_ahead_seconds * plan.sampling_rate:
-                hear(samples, [window for _, window in waiting])
+                hear(waiting)
                 yield from waiting
-                waiting, samples, num_samples = [], [], 0
-    hear(samples, [window for _, window in waiting])
+                waiting, num_samples = [], 0
+    hear(waiting)
     yield from waiting
 
 
 @torch.no_grad()
-def _hear_together(encoder, layers, pool, precision, samples, windows) -> None:
+def _hear_together(encoder, layers, pool, precision, waiting) -> None:
     """Fill in the features of some windows, in batches of equal length."""
     device = encoder.device
     by_length = defaultdict(list)
-    for window, values in zip(windows, samples, strict=True):
-        by_length[len(values)].append((window, values))
+    for _, window, samples in waiting:
+        by_length[len(samples)].append((window, samples))
     for length, pairs in by_length.items():
         size = max(1, int(_BATCH_SECONDS.get(device.type, 60.0) * encoder.sampling_rate / length))
         for batch in (pairs[start : start + size] for start in range(0, len(pairs), size)):
