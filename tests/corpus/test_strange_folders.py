@@ -176,6 +176,7 @@ OUTPUTS = {
     "a corpus": lambda folder: prepare(folder / "a", folder / "a corpus"),
     "embeddings": lambda folder: write_embeddings(folder / "embeddings.parquet"),
     "embeddings deep down": lambda folder: write_embeddings(folder / "a" / "embeddings.parquet"),
+    "embeddings half done": lambda folder: write(folder / ".e.parquet.parts" / "x.wav", music(3, seed=9)),
     "rejects": lambda folder: (folder / "rejects.csv").write_text("path,reason\n0.wav,silence\n"),
     "results": lambda folder: (folder / "results.json").write_text("{}"),
     "metrics": lambda folder: (folder / "metrics.jsonl").write_text('{"step": 1}\n'),

@@ -195,17 +195,6 @@ def test_inputs_of_every_kind_are_listed(music, tmp_path):
     assert [track.name for track in named.tracks] == ["b.wav", "below/c.flac", "a.flac", "a.flac", "c.flac"]
 
 
-@pytest.mark.parametrize("output", ["embeddings.parquet", "embeddings.npz", "out/"])
-def test_our_own_output_among_the_music_changes_nothing(encoder_folder, music, tmp_path, output):
-    music = shutil.copytree(music, tmp_path / "music")
-    first = write_embeddings(encoder_folder, [music], f"{music}/{output}", ["3"])
-    (music / ".old.parquet.parts").mkdir()  # as a run leaves it that was killed
-    shutil.copy(music / "below" / "a.flac", music / ".old.parquet.parts" / "hidden.flac")
-    again = write_embeddings(encoder_folder, [music], f"{music}/{output}", ["3"])
-    assert again == first | {"reused": 5 if output == "out/" else 0}
-    assert len(embed(encoder_folder, music / "below", layers=3)) == 2
-
-
 def test_truncated_files_are_named_also_after_a_kill(encoder_folder, music, tmp_path, capsys):
     music = shutil.copytree(music, tmp_path / "music")
     whole = (music / "below" / "c.flac").read_bytes()
