@@ -8,13 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from music2vec_hf.common.computing import PRECISIONS
+from music2vec_hf.common.computing import DEVICES, PRECISIONS
 from music2vec_hf.common.weights import model_source
 from music2vec_hf.demo import BASELINES
 from music2vec_hf.pretraining import REQUEUE_EXIT_CODE, TrainingInterrupted, TrainingStopped
 from music2vec_hf.verbs import VERBS, arg, read_overrides, verb
-
-_DEVICES = ("auto", "cpu", "cuda", "mps")  # those of music2vec_hf.features.encoders, which imports torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +62,7 @@ _RUN = (
     arg("--output", "folder of the run", required=True),
     arg("--resume", "go on from the last checkpoint in --output", action="store_true"),
 )
-_DEVICE = arg("--device", "to compute on", default="auto", choices=_DEVICES)
+_DEVICE = arg("--device", "to compute on", default="auto", choices=DEVICES)
 _PRECISION = arg("--precision", "auto: bf16 where that is faster", default="fp32", choices=PRECISIONS)
 _TRUST = arg("--trust-remote-code", "run the Python code that MODEL's repository brings", action="store_true")
 
@@ -306,7 +304,7 @@ def app(model, library, host, port, max_megabytes, max_minutes, max_waiting, **s
     arg("--seeds", "of the chosen probe", type=int, nargs="+", default=[0, 1, 2]),
     arg("--random-init-seed", "of the random weights", default=0),
     _PRECISION,
-    arg("--device", "of model and probes", default="auto", choices=_DEVICES[:3]),
+    arg("--device", "of model and probes", default="auto", choices=DEVICES[:3]),
     _TRUST,
     arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
     arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),
@@ -319,7 +317,7 @@ def probe(model, task, data, output, baselines, layers, device, **settings) -> N
     from music2vec_hf.probing.suite import run_suite
 
     layers = "pilot" if layers == ["pilot"] else layers
-    device = str(choose_device(device, _DEVICES[:3]))
+    device = str(choose_device(device, DEVICES[:3]))
     path = run_suite([model, *baselines], task, data, output, layers=layers, device=device, **settings)
     results = read_results(path)
     print(format_table(results), *notices(results), path, sep="\n")

@@ -22,13 +22,13 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 1_325,
+    "top": 1_320,
     "common": 1_013,
     "model": 2_064,
     "audio": 2_486,
     "corpus": 2_496,
     "synthetic": 966,
-    "features": 2_078,
+    "features": 2_076,
     "pretraining": 1_879,
     "finetuning": 555,
     "probing": 4_376,

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from music2vec_hf.audio.resampling import SAMPLING_RATE
-from music2vec_hf.common.computing import check_gpu, choose_precision
+from music2vec_hf.common.computing import DEVICES, check_gpu, choose_precision
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.weights import model_source
 from music2vec_hf.features.spectral import SPECTRAL_FRAMES, SpectralEncoder
@@ -33,7 +33,6 @@ from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtr
 RANDOM_INIT = "random-init"
 SPECTRAL_SOURCES = tuple(SPECTRAL_FRAMES)
 CONV = "conv"
-DEVICES = ("auto", "cpu", "cuda", "mps")
 OWN_MODEL_TYPES = ("music2vec", "data2vec-audio")
 TRUST_FLAG = "--trust-remote-code"
 
