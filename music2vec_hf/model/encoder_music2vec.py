@@ -45,6 +45,12 @@ class Music2VecPreTrainedModel(Data2VecAudioPreTrainedModel):
         elif not (isinstance(module, nn.Conv1d) and module.groups > 1):
             super()._init_weights(module)
 
+    def _frame_mask(self, num_frames: int, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """`[B, T]` bool: frames that are not padding, `None` without an `attention_mask`."""
+        if attention_mask is None:
+            return None
+        return self._get_feature_vector_attention_mask(num_frames, attention_mask)
+
 
 def uniform_by_fan_in(module: nn.Conv1d | nn.Linear) -> None:
     """torch's default initialisation: weight and bias uniform within `1 / sqrt(fan_in)`."""
@@ -148,10 +154,7 @@ class Music2VecModel(Music2VecPreTrainedModel, Data2VecAudioModel):
             [`Music2VecModelOutput`]
         """
         features = _scale_gradient(self.feature_extractor(input_values).transpose(1, 2), feature_grad_mult)
-        frame_mask = None
-        if attention_mask is not None:
-            frame_mask = self._get_feature_vector_attention_mask(features.shape[1], attention_mask)
-        views = None
+        frame_mask, views = self._frame_mask(features.shape[1], attention_mask), None
         if output_projected_features:
             views = 1
             if mask_time_indices is not None and mask_time_indices.ndim == 3:

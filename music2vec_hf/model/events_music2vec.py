@@ -2,7 +2,6 @@
 
 import numpy as np
 
-FRAME_EVENTS = ("beats", "chords", "melody")
 # Of two peaks nearer than this only the higher one counts: of beats (400 a minute), of downbeats.
 PEAK_SECONDS = (0.15, 0.4)
 
@@ -65,4 +64,4 @@ def class_segments(classes: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.stack([bounds[:-1], bounds[1:], classes[[0, *changes]]], axis=1).astype(np.float64)
 
 
-__all__ = ["FRAME_EVENTS", "PEAK_SECONDS", "class_segments", "frame_events"]
+__all__ = ["PEAK_SECONDS", "class_segments", "frame_events"]

@@ -107,12 +107,6 @@ class Music2VecHead(Music2VecPreTrainedModel):
         """Answers for every frame of clips without padding, `[B, N]` -> `[B, T, num_labels]`."""
         return self.classify(self._frames(input_values, None)[0])
 
-    def _frame_mask(self, num_frames, attention_mask):
-        """`[B, T]` bool: frames that are not padding, `None` without an `attention_mask`."""
-        if attention_mask is None:
-            return None
-        return self._get_feature_vector_attention_mask(num_frames, attention_mask)
-
 
 @dataclass
 class Music2VecClassifierOutput(SequenceClassifierOutput):

@@ -118,9 +118,7 @@ class Music2VecForPreTraining(Music2VecPreTrainedModel):
             masked_positions = mask_time_indices.flatten().nonzero(as_tuple=True)[0]
         output.predictions = self.final_proj(hidden_states.flatten(0, 1).index_select(0, masked_positions)).float()
         if teacher is not None:
-            frame_mask = None
-            if attention_mask is not None:
-                frame_mask = self._get_feature_vector_attention_mask(projected.shape[1], attention_mask)
+            frame_mask = self._frame_mask(projected.shape[1], attention_mask)
             num_frames, views = projected.shape[1], len(hidden_states) // len(projected)
             clips, frames = masked_positions // (views * num_frames), masked_positions % num_frames
             output.targets = teacher.targets(projected, frame_mask)[clips, frames]

@@ -102,9 +102,8 @@ class EMATeacher:
             encoder = self._half_encoder(torch.get_autocast_dtype(device))
         else:
             encoder = self.encoder
-            hidden_states = hidden_states.to(
-                encoder.layer_norm.weight.dtype
-            )  # of a student in half or double precision
+            # Those of a student in half or double precision.
+            hidden_states = hidden_states.to(encoder.layer_norm.weight.dtype)
         if frame_mask is not None:
             hidden_states = hidden_states.masked_fill(~frame_mask[..., None], 0.0)
         attention_mask = create_bidirectional_mask(

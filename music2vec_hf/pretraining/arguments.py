@@ -19,9 +19,14 @@ from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 _SAMPLING_RATE = 16_000
 _TRACKERS = ("none", "tensorboard", "trackio", "wandb")
 
-MODEL_KEYS = (
+SHAPE_KEYS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim", "conv_kernel"),
     *("conv_stride", "num_conv_pos_embeddings", "conv_pos_kernel_size", "num_conv_pos_embedding_groups"),
+)
+"""The fields of [`Music2VecConfig`] that decide which weights a model has."""
+
+MODEL_KEYS = (
+    *SHAPE_KEYS,
     *("initializer_range", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"),
     *("layerdrop", "mask_time_prob", "mask_time_length", "mask_dropout", "require_same_masks"),
     *("average_top_k_layers", "ema_decay", "ema_end_decay", "ema_anneal_end_step", "ema_layers_only", "loss_beta"),
@@ -286,4 +291,4 @@ def _as_type(kind, value):
     return value
 
 
-__all__ = ["MACHINE_KEYS", "MODEL_KEYS", "Recipe", "load_recipe", "recipe_names", "recipe_title"]
+__all__ = ["MACHINE_KEYS", "MODEL_KEYS", "SHAPE_KEYS", "Recipe", "load_recipe", "recipe_names", "recipe_title"]

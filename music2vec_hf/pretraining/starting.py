@@ -22,7 +22,7 @@ from music2vec_hf.features.encoders import compile_model
 from music2vec_hf.model.configuration_music2vec import Music2VecConfig
 from music2vec_hf.model.modeling_music2vec import Music2VecForPreTraining
 from music2vec_hf.model.teacher_music2vec import EMATeacher
-from music2vec_hf.pretraining.arguments import Recipe
+from music2vec_hf.pretraining.arguments import SHAPE_KEYS, Recipe
 from music2vec_hf.pretraining.checkpoints import TrainingState, load_training_state
 from music2vec_hf.pretraining.distillation import new_distillation
 from music2vec_hf.pretraining.dropout import make_dropout_cheap
@@ -33,11 +33,7 @@ _FIRST_LOSS_SCALE = 128.0  # the reference's, for fp16
 _SECONDS_WITHOUT_TRYING = 237.5  # the reference's forward pass of 3.8 M samples
 _HEADROOM = 0.1  # share of a GPU's memory that a pass leaves free
 _OUT_OF_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED")
-# The fields that decide which weights a model has; and what else decides what they mean, which no recipe sets.
-_SHAPE = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim", "conv_kernel"),
-    *("conv_stride", "num_conv_pos_embeddings", "conv_pos_kernel_size", "num_conv_pos_embedding_groups"),
-)
+# The fields beside the shape that decide what weights mean, which no recipe sets.
 _MEANING = ("conv_bias", "hidden_act", "feat_extract_activation", "layer_norm_eps")
 
 
@@ -139,7 +135,7 @@ def new_learners(recipe: Recipe) -> tuple[Music2VecForPreTraining, EMATeacher]:
     source = model_source(source)
     with explain_hub_errors(source, "a model"):
         theirs = Music2VecConfig.from_pretrained(source)  # reads plain data2vec-audio too
-    shapes = ((name, _plain(getattr(theirs, name, None)), _plain(getattr(config, name))) for name in _SHAPE)
+    shapes = ((name, getattr(theirs, name), getattr(config, name)) for name in SHAPE_KEYS)
     differing = [f"`{name}` {there} there and {here} here" for name, there, here in shapes if there != here]
     if differing:
         raise ValueError(
@@ -154,10 +150,6 @@ def new_learners(recipe: Recipe) -> tuple[Music2VecForPreTraining, EMATeacher]:
     if weights is not None:
         teacher.load_state_dict(load_file(weights))
     return student, teacher
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
 
 
 def open_corpus(accelerator, recipe: Recipe, corpus: str | Path, first_step: int, micro_steps: int):
