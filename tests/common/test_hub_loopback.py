@@ -1,11 +1,7 @@
 """Whatever takes a model or a corpus takes a Hub id: over HTTP, from a Hub on loopback, in processes of their own."""
 
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -190,18 +186,3 @@ def test_a_mistake_gets_one_sentence(filled, online, audio, tmp_path):
         assert sentence.endswith("for a private one, `hf auth login`.\n"), said
         assert ("Invalid credentials" in said) == (token == "hf_expired"), said
     assert not (tmp_path / "run").exists() and not (tmp_path / "plain").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("streaming", ["false", "true"])
-def test_accelerate_launches_a_run_on_a_corpus_by_id(filled, tmp_path, streaming):
-    words = ["-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "music2vec_hf", "pretrain"]
-    words += ["--recipe", "small", "--corpus", "someone/corpus", "--output", str(tmp_path / "run"), *TOY.split()]
-    environment = {**os.environ, **filled.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words, "--streaming", streaming], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == 2 and np.isfinite(losses).all()
-    assert Music2VecForPreTraining.from_pretrained(tmp_path / "run").config.hidden_size == 16

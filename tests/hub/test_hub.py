@@ -11,7 +11,7 @@ from toy_model import save_model
 from transformers import Data2VecAudioModel
 from transformers.utils import logging as transformers_logging
 
-from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecForPreTraining, Music2VecModel
+from music2vec_hf import Music2VecConfig, Music2VecFeatureExtractor, Music2VecModel
 from music2vec_hf.hub.conversion import export_data2vec_audio
 
 STRANGER = """
@@ -19,7 +19,7 @@ import sys, numpy as np, torch
 from transformers import AutoFeatureExtractor, AutoModel
 assert "music2vec_hf" not in sys.modules
 model = AutoModel.from_pretrained(sys.argv[1]).eval()
-assert type(model).__name__ == "Data2VecAudioModel"
+assert type(model).__name__ == "Data2VecAudioModel" and not model.config.apply_spec_augment
 extractor = AutoFeatureExtractor.from_pretrained(sys.argv[1])
 samples = np.load(sys.argv[2])
 inputs = extractor(samples, sampling_rate=16000, return_tensors="pt").input_values
@@ -28,12 +28,8 @@ with torch.no_grad():
 """
 
 
-@pytest.fixture
-def student_folder(tiny_student, tmp_path):
-    return save_model(tiny_student, tmp_path / "student")
-
-
-def test_an_exported_model_needs_only_transformers(offline, student_folder, tmp_path):
+def test_an_exported_model_needs_only_transformers(offline, tiny_student, tmp_path):
+    student_folder = save_model(tiny_student, tmp_path / "student")
     exported = export_data2vec_audio(student_folder, tmp_path / "plain")
     samples = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
     np.save(tmp_path / "in.npy", samples)
@@ -42,14 +38,6 @@ def test_an_exported_model_needs_only_transformers(offline, student_folder, tmp_
     with torch.no_grad():
         ours = Music2VecModel.from_pretrained(student_folder).eval()(inputs).last_hidden_state
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), ours.numpy(), atol=1e-4)
-
-
-def test_an_exported_model_comes_back(student_folder, tiny_student, tmp_path):
-    export_data2vec_audio(student_folder, tmp_path / "plain")
-    again = Music2VecModel.from_pretrained(tmp_path / "plain")
-    for name, tensor in tiny_student.data2vec_audio.state_dict().items():
-        assert again.state_dict()[name].equal(tensor)
-    assert not Music2VecForPreTraining.from_pretrained(tmp_path / "plain").config.apply_spec_augment
 
 
 @pytest.fixture
