@@ -18,7 +18,7 @@ from music2vec_hf.probing.evaluation import probe
 from music2vec_hf.probing.probes import SEARCHES
 from music2vec_hf.probing.report import write_report
 from music2vec_hf.probing.scores import Predictions, load_predictions, paired_difference
-from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS, load_task
+from music2vec_hf.probing.tasks.loading import TASK_GROUPS, TASKS
 
 
 def test_mistakes_get_a_sentence():
@@ -66,16 +66,6 @@ def test_suite_goes_from_audio_files_to_results(probed):
     again = paired_difference(probed / "probes" / "results.json", probed / "probes", "pretrained", "chroma")
     assert again["task_mean"].value == pytest.approx(by_pair["chroma", "task_mean"]["value"])
     assert content["averages"][0]["source"] == "pretrained"
-
-
-def test_a_track_in_two_splits_is_refused(corpus, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(corpus, copy)
-    lines = (copy / "metadata.csv").read_text().splitlines()
-    lines.append(next(line for line in lines if ",train," in line).replace(",train,", ",test,"))
-    (copy / "metadata.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=r"twice|is in 'train' and again in 'test'"):
-        load_task("synthetic-key", copy)
 
 
 def test_a_pilot_leaves_one_layer_to_the_search(corpus, tmp_path, encoder_folder, cache, short_searches):

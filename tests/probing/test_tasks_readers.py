@@ -101,10 +101,12 @@ def test_mtg_jamendo_mistakes_get_a_sentence(toy, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"1 of 5 audio files are missing: .*audio/07/1307.mp3"):
         load_task("mtg-jamendo-genre", root)
     table = root / "data" / "splits" / "split-0" / "autotagging_genre-test.tsv"
+    train = table.with_name("autotagging_genre-train.tsv").read_text()
     for change, sentence in (
         (lambda text: text.replace("---rock", "---skiffle"), "1 labels of .* unknown to the task: genre---skiffle"),
         (lambda text: text + "track_0001309\tartist\r\n", "has a row of 2 fields, track_0001309, artist"),
         (lambda text: "autotagging.tsv", "has the columns autotagging.tsv, but TRACK_ID"),  # a symbolic link in a zip
+        (lambda text: train, "Track 'track_0000241' is in 'train' and again in 'test'"),
     ):
         edit(table, change)
         with pytest.raises(ValueError, match=sentence):
