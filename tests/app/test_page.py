@@ -73,16 +73,9 @@ def test_a_track_that_has_gone_has_no_player(models, music, tmp_path):
     assert page.count("<audio controls preload") == page.count("Its file is not there any more.") == 1
 
 
-@pytest.mark.parametrize(
-    "limits, sentence",
-    [
-        (Limits(max_megabytes=0.1), "song.wav has 0.3 MB; this page takes 0.1 MB at most."),
-        (Limits(max_minutes=0.1), "song.wav lasts longer than the 0.1 minutes that this page takes"),
-    ],
-)
-def test_limits_are_sentences(limits, sentence, models, music):
-    with pytest.raises(ValueError, match=sentence):
-        Listener(models / "plain", limits=limits).listen(music / "songs" / "song.wav")
+def test_a_file_beyond_the_limit_is_a_sentence(models, music):
+    with pytest.raises(ValueError, match=r"song.wav has 0.3 MB; this page takes 0.1 MB at most\."):
+        Listener(models / "plain", limits=Limits(max_megabytes=0.1)).listen(music / "songs" / "song.wav")
 
 
 @pytest.mark.parametrize(
