@@ -10,14 +10,6 @@ from music2vec_hf import Music2VecConfig
 from music2vec_hf.model.configuration_music2vec import custom_pipelines
 
 
-def test_defaults_are_the_papers_base_model():
-    config = Music2VecConfig()
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (12, 768, 12)
-    assert (config.mask_time_prob, config.mask_time_length, config.average_top_k_layers) == (0.65, 10, 8)
-    assert (config.layerdrop, config.activation_dropout, config.hidden_dropout) == (0.05, 0.0, 0.1)
-    assert (config.ema_decay, config.ema_end_decay, config.ema_anneal_end_step) == (0.999, 0.9999, 30_000)
-
-
 @pytest.mark.parametrize("seconds, frames", [(5, 249), (10, 499), (15, 749), (20, 999), (30, 1499)])
 def test_frames_of_a_crop(seconds, frames):
     config = Music2VecConfig()

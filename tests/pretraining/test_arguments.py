@@ -34,7 +34,8 @@ def test_a_recipe_has_the_papers_values(name):
     assert (recipe.learning_rate, recipe.adam_betas, recipe.adam_epsilon) == (5e-4, [0.9, 0.98], 1e-6)
     assert (recipe.weight_decay, recipe.max_grad_norm, recipe.phase_ratio) == (0.01, 0.0, [0.03, 0.9, 0.07])
     config = recipe.model_config()
-    assert (config.hidden_size, config.num_hidden_layers, config.conv_dim) == (768, 12, [512] * 7)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
+    assert (config.conv_dim, config.activation_dropout) == ([512] * 7, 0.0)
     assert (config.hidden_dropout, config.attention_dropout, config.layerdrop) == (0.1, 0.1, 0.05)
     assert (config.ema_decay, config.ema_end_decay, config.ema_anneal_end_step) == (0.999, 0.9999, 30_000)
 
