@@ -21,10 +21,14 @@ def cut(data, share=0.7):
     return data[: int(share * len(data))]
 
 
+def with_number(data, place, number):
+    """A file with another number of four bytes at a place."""
+    return data[:place] + number.to_bytes(4, "little") + data[place + 4 :]
+
+
 def with_wav_bytes(data, stated):
     """A wav whose header states so many bytes of samples."""
-    place = data.find(b"data") + 4
-    return data[:place] + stated.to_bytes(4, "little") + data[place + 4 :]
+    return with_number(data, data.find(b"data") + 4, stated)
 
 
 def with_flac_samples(data, stated):
@@ -100,7 +104,16 @@ FILES = {
     "click.wav": (encoded(music(0.05)), [], ["too short: it lasts 0.05 s, at least 2 s are needed."]),
     "nan.wav": (encoded(not_finite(np.nan), *WAV_16[:2], "FLOAT"), [], ["non-finite: it holds samples that are NaN"]),
     "inf.wav": (encoded(not_finite(np.inf), *WAV_16[:2], "FLOAT"), [], ["non-finite: it holds samples that are NaN"]),
-    "units.wav": (encoded(3e4 * music(5), *WAV_16[:2], "FLOAT"), [], ["out of range: its samples reach "]),
+    "units.wav": (
+        encoded(3e4 * music(5), *WAV_16[:2], "FLOAT"),
+        [],
+        ["out of range: its samples reach 1.42e+04; float audio must be scaled to [-1, 1]."],
+    ),
+    "rate.wav": (
+        with_number(encoded(music(5)), 24, 1),
+        [],
+        ["undecodable: it states a sampling rate of 1 Hz, outside 2000 to 768000."],
+    ),
     # Silence of all kinds.
     "silent/digital.flac": (encoded(np.zeros(80000), 16000, "FLAC"), [], ["silence: the clip at 0 s (all samples"]),
     "silent/offset.wav": (encoded(np.full(80000, 0.5)), [], ["silence: the clip at 0 s (all samples are equal)."]),

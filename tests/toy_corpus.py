@@ -37,6 +37,10 @@ def _wait_at(track, at_work, go_on, source, out, settings):
     prepare_corpus(source, out, **{"progress": False, **settings})
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 def kill(process):
     process.kill()
     process.join()

@@ -117,27 +117,6 @@ def test_peaks_beyond_full_scale_are_clipped():
     assert np.abs(read_audio(encoded(tone(100, level=1.5), subtype="FLOAT"))).max() == 1.0
 
 
-def refused(tmp_path, data, name="song.wav"):
-    path = tmp_path / name
-    path.write_bytes(data)
-    with pytest.raises(AudioError) as caught:
-        read_audio(path)
-    text = str(caught.value)
-    assert str(path) in text and text.endswith(".") and "\n" not in text
-    return caught.value
-
-
-def test_float_audio_in_integer_units_is_refused(tmp_path):
-    error = refused(tmp_path, encoded(tone(440, level=32767.0), subtype="FLOAT"))
-    assert error.kind == "out of range" and "scaled to [-1, 1]" in str(error)
-
-
-def test_a_rate_that_is_damage_is_refused(tmp_path):
-    data = bytearray(encoded(noise(8000)))
-    data[24:28] = (1).to_bytes(4, "little")
-    assert "sampling rate of 1 Hz" in str(refused(tmp_path, bytes(data)))
-
-
 def test_start_beyond_the_end_is_refused():
     data = encoded(noise(8000))
     with pytest.raises(AudioError, match="ends before 3 s"):
@@ -151,9 +130,9 @@ def test_start_beyond_the_end_is_refused():
 @pytest.mark.parametrize("format", ["FLAC", "MP3"])
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_a_truncated_file_gives_what_can_be_decoded_and_says_so(format, share):
-    data = encoded(noise(44100 * 24), 44100, format=format)
+    data = encoded(noise(44100 * 12), 44100, format=format)
     whole = read_audio(data)
-    with pytest.warns(UserWarning, match=r"only \d+\.\d s of the 24\.0 s that its header states"):
+    with pytest.warns(UserWarning, match=r"only \d+\.\d s of the 12\.0 s that its header states"):
         got = read_audio(data[: int(share * len(data))])
     assert 0.6 * share < len(got) / len(whole) <= 1.05 * share
     np.testing.assert_allclose(got[:-2000], whole[: len(got) - 2000], atol=1e-6)

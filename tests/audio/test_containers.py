@@ -143,7 +143,9 @@ def test_what_is_no_audio_gets_our_own_sentence(data, sentence, tmp_path):
     (tmp_path / "song.mp3").write_bytes(data)
     with pytest.raises(AudioError, match=sentence) as caught:
         read_audio(tmp_path / "song.mp3")
-    assert "pipe" not in str(caught.value) and caught.value.kind == "undecodable"
+    text = str(caught.value)
+    assert "pipe" not in text and caught.value.kind == "undecodable"
+    assert str(tmp_path / "song.mp3") in text and text.endswith(".") and "\n" not in text
 
 
 TEXT = 'file_name,split,title\n0.wav,train,Café\n1.wav,test,"Noël, live"\n'

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 import tarfile
 
 import datasets
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from awkward import TABLE, in_order, make_awkward_folder, music
+from awkward import music
 from hub_server import TOKEN
 from toy_corpus import contents, prepare
 
@@ -19,9 +18,7 @@ from music2vec_hf.corpus.loading import load_corpus
 LETTERS = "abcdef"
 
 
-@pytest.fixture(autouse=True)
-def no_torchcodec(own_cache, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +52,6 @@ def write_tar(path, source, rows):
             archive.add(source / row["path"], row["path"])
             archive.add(note, note.name)
             note.unlink()
-
-
-def test_an_archive_of_the_awkward_folder_is_the_folder(tmp_path):
-    make_awkward_folder(tmp_path / "source")
-    links = [name for name in TABLE if (tmp_path / "source" / name).is_symlink()]
-    for name in links:
-        (tmp_path / "source" / name).unlink()
-    summary = prepare(tmp_path / "source", tmp_path / "whole")
-    with tarfile.open(tmp_path / "all.tar", "w") as archive:
-        archive.add(tmp_path / "source", ".")
-    assert prepare(tmp_path / "all.tar", tmp_path / "out") == summary
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    with open(tmp_path / "out" / "rejects.csv", newline="") as file:
-        rejected = [path for path, _ in csv.reader(file)][1:]
-    assert rejected == [name for name in in_order(set(TABLE) - set(links)) for _ in TABLE[name][2]]
 
 
 @pytest.mark.parametrize("write, suffix", [(write_parquet, "parquet"), (write_tar, "tar")])

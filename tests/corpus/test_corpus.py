@@ -1,17 +1,16 @@
 """From a messy folder to a corpus: exactly the expected clips and rejects, the same bytes however one gets there."""
 
 import hashlib
-import io
 import json
 import os
 import sys
+import tarfile
 from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
-import soundfile
-from awkward import TABLE, in_order, make_awkward_folder, music
+from awkward import LINKS, TABLE, encoded, in_order, make_awkward_folder, music
 from toy_corpus import contents, kill, prepare, rejects_of, start_until, write
 
 from music2vec_hf.audio.reading import read_audio
@@ -95,6 +94,18 @@ def test_plain_datasets_loads_it_and_knows_the_audio(messy):
     assert "split: train" in (out / "README.md").read_text()
 
 
+def test_an_archive_of_the_folder_gives_the_same_clips_and_rejects(messy, tmp_path, monkeypatch):
+    source, out, summary = messy
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(source, ".", filter=lambda member: None if member.issym() else member)
+    packed = prepare(tmp_path / "all.tar", tmp_path / "out")
+    assert contents(tmp_path / "out", "*.parquet") == contents(out, "*.parquet")
+    assert rejects_of(tmp_path / "out") == [row for row in rejects_of(out) if row[0] not in LINKS]
+    same = set(summary) - {"rejected_files", "rejects", "settings"}
+    assert all(packed[name] == summary[name] for name in same)
+
+
 def test_two_processes_write_the_same_bytes(messy, tmp_path):
     source, out, _ = messy
     prepare(source, tmp_path / "out", num_proc=2)
@@ -171,14 +182,29 @@ def test_nothing_usable_is_an_error_with_the_commonest_reason(tmp_path):
     assert prepare(source, tmp_path / "out")["clips"] == 1
 
 
-def test_settings_without_sense_are_refused(tmp_path):
-    for settings in ({"min_seconds": 6.0}, {"min_seconds": 0.0}, {"num_proc": 0}, {"shard_megabytes": 0}):
-        with pytest.raises(ValueError, match="0 < min_seconds <= clip_seconds"):
-            prepare(tmp_path, tmp_path / "out", **settings)
-    with pytest.raises(ValueError, match="There is no store 'mp3'; use one of flac, wav"):
-        prepare(tmp_path, tmp_path / "out", store="mp3")
-    with pytest.raises(TypeError, match="no setting 'sharding'; it has clip_seconds"):
-        prepare(tmp_path, tmp_path / "out", sharding=1)
+TIMEOUT = r"`file_timeout` is .*give a number of seconds, or 0 for no limit"
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"min_seconds": 6.0}, "0 < min_seconds <= clip_seconds"),
+        ({"min_seconds": 0.0}, "0 < min_seconds <= clip_seconds"),
+        ({"num_proc": 0}, "0 < min_seconds <= clip_seconds"),
+        ({"shard_megabytes": 0}, "0 < min_seconds <= clip_seconds"),
+        ({"hours": 0}, "`hours` is 0"),
+        ({"seed": 3}, "`seed` is 3 but `hours` is not given"),
+        ({"file_timeout": -1}, TIMEOUT),
+        ({"file_timeout": float("nan")}, TIMEOUT),
+        ({"store": "mp3"}, "There is no store 'mp3'; use one of flac, wav"),
+        ({"engine": "dask"}, "There is no engine 'dask'; use one of processes, ray"),
+        ({"sharding": 1}, "no setting 'sharding'; it has clip_seconds"),
+    ],
+)
+def test_settings_without_sense_are_refused(tmp_path, settings, sentence):
+    with pytest.raises(TypeError if "sharding" in settings else ValueError, match=sentence):
+        prepare(tmp_path, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -270,9 +296,8 @@ def test_an_incomplete_copy_is_noticed(tmp_path):
 
 
 def test_foreign_parquet_is_loaded_and_cropped_at_16_khz(tmp_path):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, music(4, 44100, 2), 44100, format="FLAC")
-    rows = datasets.Dataset.from_dict({"audio": [{"bytes": buffer.getvalue(), "path": "a.flac"}], "label": [1]})
+    data = encoded(music(4, 44100, 2), 44100, "FLAC")
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": data, "path": "a.flac"}], "label": [1]})
     rows.cast_column("audio", datasets.Audio(decode=False)).to_parquet(tmp_path / "foreign.parquet")
     row = load_corpus(tmp_path)[0]
     np.testing.assert_allclose(read_crop(row, 1000, 16000), read_clip(row)[1000:17000], atol=2e-6)

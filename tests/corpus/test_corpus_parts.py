@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from toy_corpus import contents, kill, rejects_of, start_until
+from toy_corpus import contents, interrupt, kill, rejects_of, start_until
 
 from music2vec_hf.audio.listing import list_source
 from music2vec_hf.cli import main
@@ -83,7 +83,7 @@ def test_a_merge_names_what_is_missing_or_damaged_and_goes_on_when_it_was_killed
         merge_corpus(out)
     prepare(source, out, shard=(1, 3))
     with monkeypatch.context() as patch:
-        patch.setattr("music2vec_hf.corpus.publishing._summarise", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("music2vec_hf.corpus.publishing._summarise", interrupt)
         with pytest.raises(KeyboardInterrupt):
             merge_corpus(out, progress=False)
     merge_corpus(out, progress=False)
@@ -156,10 +156,6 @@ def test_a_sample_in_parts_is_the_sample_of_a_single_run(whole, tmp_path):
         prepare(source, tmp_path / "single", hours=30 / 3600, seed=6)
     with pytest.raises(ValueError, match=r"last 0.0\d h by their headers, fewer than the 10 hours asked for"):
         prepare(source, tmp_path / "more", hours=10)
-    with pytest.raises(ValueError, match="`hours` is 0"):
-        prepare(source, tmp_path / "more", hours=0)
-    with pytest.raises(ValueError, match="`seed` is 3 but `hours` is not given"):
-        prepare(source, tmp_path / "more", seed=3)
     assert not (tmp_path / "more").exists()
 
 

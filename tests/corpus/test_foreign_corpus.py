@@ -9,7 +9,7 @@ import datasets
 import fsspec
 import numpy as np
 import pytest
-import soundfile
+from awkward import encoded
 from toy_corpus import prepare
 
 from music2vec_hf.audio.listing import SourceFiles
@@ -30,19 +30,17 @@ FILES = {
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def encoded(name):
+def encoded_file(name):
     seconds, rate, channels, format = FILES[name]
     rng = np.random.default_rng(list(name.encode()))
     time = np.arange(round(seconds * rate))[:, None] / rate
     samples = 0.1 + 0.3 * np.sin(2 * np.pi * 440 * time) + 0.05 * rng.standard_normal((len(time), channels))
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=format)
-    return buffer.getvalue()
+    return encoded(samples, rate, format)
 
 
 @pytest.fixture(scope="module")
 def audio():
-    return {name: encoded(name) for name in FILES}
+    return {name: encoded_file(name) for name in FILES}
 
 
 def make_folder(folder, audio):

@@ -201,9 +201,7 @@ def test_noise_fits_into_five_megabytes_and_its_audio_is_not_read_for_the_facts(
 
 
 def test_shards_alone_are_inspected_too(corpus, inspection, tmp_path):
-    (tmp_path / "shards").mkdir()
-    for path in (corpus / "data").iterdir():
-        (tmp_path / "shards" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(corpus / "data", tmp_path / "shards")
     for name in (tmp_path / "shards", f"{tmp_path}/shards/*.parquet"):
         found = inspect_corpus(name, progress=False)
         assert found.splits == inspection.splits and found.leaks == inspection.leaks

@@ -37,5 +37,3 @@ def test_without_ray_one_sentence_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"not installed: `pip install 'music2vec_hf\[cluster\]'`"):
         prepare_corpus(source, tmp_path / "out", engine="ray", progress=False)
-    with pytest.raises(ValueError, match="There is no engine 'dask'; use one of processes, ray"):
-        prepare_corpus(source, tmp_path / "out", engine="dask", progress=False)

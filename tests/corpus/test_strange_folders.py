@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from awkward import encoded, music
-from toy_corpus import contents, prepare, rejects_of, write
+from toy_corpus import contents, interrupt, prepare, rejects_of, write
 
 from music2vec_hf.corpus import clips
 from music2vec_hf.corpus.inspection import format_summary, inspect_corpus, write_page
@@ -131,10 +131,6 @@ def songs(tmp_path):
     return tmp_path / "songs"
 
 
-def interrupt(*args):
-    raise KeyboardInterrupt
-
-
 def stop_at(monkeypatch, name):
     """Let the decoder be interrupted at a file."""
     reader = clips.AudioReader
@@ -156,9 +152,7 @@ def test_out_inside_source_is_no_source(songs, tmp_path, monkeypatch, caplog, pl
         if stopped == "in the middle":
             stop_at(patch, "1.wav")
         elif stopped:
-            patch.setattr(
-                "music2vec_hf.corpus.publishing._summarise", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
-            )
+            patch.setattr("music2vec_hf.corpus.publishing._summarise", interrupt)
         if stopped:
             with pytest.raises(KeyboardInterrupt):
                 prepare(songs, out, shard_megabytes=0.1)

@@ -1,6 +1,7 @@
 """Streamed batches: the same for any number of processes and workers, from any step on."""
 
 import logging
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -161,15 +162,8 @@ def test_rows_of_others_are_not_decoded(stream, monkeypatch):
     assert len(decoded) == 3 * 2
 
 
-def copy_of(folder, target):
-    target.mkdir()
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
-
-
 def test_what_is_left_out_is_named_and_counted_once(folders, tmp_path, caplog):
-    folder = copy_of(folders / "foreign", tmp_path / "music")
+    folder = shutil.copytree(folders / "foreign", tmp_path / "music")
     (folder / "03a.flac").write_text("a letter")
     with caplog.at_level(logging.WARNING, "music2vec_hf"):
         ours = batches(stream_corpus(folder))
@@ -183,7 +177,7 @@ def test_what_is_left_out_is_named_and_counted_once(folders, tmp_path, caplog):
 
 
 def test_another_clip_stands_in_for_one_that_turns_out_damaged(folders, tmp_path, caplog):
-    folder = copy_of(folders / "foreign", tmp_path / "music")
+    folder = shutil.copytree(folders / "foreign", tmp_path / "music")
     broken = folder / "06.flac"
     broken.write_bytes(broken.read_bytes()[:30_000])  # the header states 2.1 s, far less can be decoded
     with caplog.at_level(logging.WARNING, "music2vec_hf"), pytest.warns(UserWarning, match="06.flac: only 0"):

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+from toy_corpus import interrupt
 
 from music2vec_hf.synthetic.generator import (
     COLUMNS,
@@ -247,10 +248,7 @@ def test_the_same_corpus_is_kept_and_anything_else_refused(corpus, tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("music2vec_hf.synthetic.generator._write_clip", interrupted)
+    monkeypatch.setattr("music2vec_hf.synthetic.generator._write_clip", interrupt)
     with pytest.raises(KeyboardInterrupt):
         synthesize_corpus(tmp_path / "out", num_clips=2, seed=0, clip_seconds=2.0)
     assert list(tmp_path.iterdir()) == []
