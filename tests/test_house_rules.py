@@ -32,7 +32,7 @@ LIMITS = {
     "pretraining": 1_876,
     "finetuning": 555,
     "probing": 4_376,
-    "hub": 1_390,
+    "hub": 1_376,
 }
 
 
