@@ -5,6 +5,8 @@ STAMP := $(VENV)/.made-from-pyproject
 BIN := $(VENV)/bin
 SOURCE := $(VENV)/transformers-source
 RESULTS := benchmarks/results
+# Bytecode is written once; else every process of tests compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo docs test test-slow bench-gpu lint format clean
 
