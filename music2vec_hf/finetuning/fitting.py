@@ -1,143 +1,27 @@
 """One fine-tuning run from settings to a model that `pipeline("audio-classification")` serves.
 
-The settings are those of `TrainingArguments` and ours in one class, from YAML and command line. Modes decide which
-weights are trained, and how fast: LoRA, parameter groups, standardisation, class weights.
+Modes decide which weights are trained, and how fast: LoRA, parameter groups, standardisation, class weights.
 """
 
-import difflib
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, EvalPrediction, HfArgumentParser, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from music2vec_hf.audio.labels import CLASSES, TAGS, VALUES, Labels, find_labels
 from music2vec_hf.common.computing import check_gpu
 from music2vec_hf.common.hub import explain_hub_errors
 from music2vec_hf.common.metrics import get_metric, scorable_tags
-from music2vec_hf.common.weights import model_source
+from music2vec_hf.finetuning.arguments import FinetuneArguments, keep_settings, parse_arguments
 from music2vec_hf.finetuning.clips import EpochCallback, RandomCrops, Windows, collate, load_labelled_corpus
 from music2vec_hf.model.feature_extraction_music2vec import Music2VecFeatureExtractor
 from music2vec_hf.model.heads_music2vec import Music2VecForSequenceClassification
-
-MODES = ("frozen", "lora", "last_k", "full")
-PROBLEMS = (CLASSES, TAGS, VALUES)
-
-
-@dataclass
-class FinetuneArguments(TrainingArguments):
-    """One fine-tuning run: our settings, and those of `TrainingArguments` with some defaults of our own.
-
-    Seconds are seconds of audio. `learning_rate` is that of the encoder (or of LoRA's matrices). After every epoch the
-    validation split is scored and a checkpoint kept; the best one by `metric_for_best_model` is loaded at the end.
-    `eval_score` is the accuracy, the macro ROC-AUC or the mean R2, by `problem_type`. Raises ValueError for a setting
-    that is missing or cannot be.
-    """
-
-    model: str = field(default="", metadata={"help": "folder or Hub id of a pretrained Music2Vec model"})
-    corpus: str = field(default="", metadata={"help": "folder, glob or Hub id of a labelled corpus"})
-    label: list[str] = field(default_factory=list, metadata={"help": "column of labels; several for regression"})
-    problem_type: str | None = field(default=None, metadata={"help": f"one of {', '.join(PROBLEMS)}; else inferred"})
-    train_split: str = "train"
-    validation_split: str = "validation"
-    test_split: str | None = field(default=None, metadata={"help": "scored once, after training, where it is named"})
-    mode: str = field(default="full", metadata={"help": f"what is trained: one of {', '.join(MODES)}"})
-    last_k: int = field(default=2, metadata={"help": "layers that mode last_k trains"})
-    lora_rank: int = field(
-        default=8, metadata={"help": "rank of the matrices that mode lora adds to q_proj and v_proj"}
-    )
-    train_front_end: bool = field(default=False, metadata={"help": "mode full trains the convolutions too"})
-    head_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the head"})
-    classifier_layer: str | None = field(default=None, metadata={"help": "a number, weighted or conv; else the last"})
-    classifier_pooling: str = "mean"
-    classifier_hidden_size: int = 0
-    classifier_dropout: float = 0.0
-    class_weights: bool = field(default=False, metadata={"help": "rare classes and rare tags weigh more in the loss"})
-    crop_seconds: float = field(default=5.0, metadata={"help": "length of the random crops of training"})
-    window_seconds: float = field(default=30.0, metadata={"help": "windows of whole clips in evaluation and use"})
-    early_stopping_patience: int = field(default=0, metadata={"help": "epochs without a better score; 0 for no stop"})
-    resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint in output_dir, if any"})
-
-    learning_rate: float = 1e-4
-    per_device_train_batch_size: int = 16
-    num_train_epochs: float = 10.0
-    warmup_steps: float = 0.1
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    logging_strategy: str = "epoch"
-    save_total_limit: int | None = 1
-    load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "score"
-    remove_unused_columns: bool = False
-    label_names: list[str] | None = field(default_factory=lambda: ["labels"])
-    restore_callback_states_from_checkpoint: bool = True
-    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
-    dataloader_num_workers: int = field(default_factory=lambda: min(4, os.cpu_count()) * torch.cuda.is_available())
-
-    def __post_init__(self):
-        for name in ("model", "corpus", "label"):
-            if not getattr(self, name):
-                raise ValueError(f"`{name}` is not set. Name it in the YAML file or as --{name}.")
-        self.model = model_source(self.model)
-        if self.mode not in MODES:
-            raise ValueError(f"`mode` is {self.mode!r}. Use one of {', '.join(MODES)}.")
-        if self.problem_type not in (None, *PROBLEMS):
-            raise ValueError(f"`problem_type` is {self.problem_type!r}. Use one of {', '.join(PROBLEMS)}.")
-        for name in ("crop_seconds", "window_seconds", "last_k", "lora_rank", "head_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}. Use a value above 0.")
-        if self.early_stopping_patience < 0:
-            raise ValueError(f"`early_stopping_patience` is {self.early_stopping_patience}. Use 0 or more.")
-        if isinstance(self.label, str):
-            self.label = [self.label]
-        if self.ddp_find_unused_parameters is None:
-            # LayerDrop, or a head that reads a lower layer, leaves parameters without a gradient.
-            self.ddp_find_unused_parameters = True
-        super().__post_init__()
-
-    @property
-    def head_layer(self) -> int | str | None:
-        """`classifier_layer` as `Music2VecConfig` takes it."""
-        layer = self.classifier_layer
-        return int(layer) if layer is not None and str(layer).isdigit() else layer
-
-
-def parse_arguments(argv: Sequence[str]) -> FinetuneArguments:
-    """`[FILE.yaml] [--name value ...]` -> settings; the command line overrides the file.
-
-    Raises ValueError if the file is not YAML or names a setting that does not exist; if a setting cannot be.
-    """
-    argv = list(argv)
-    parser = HfArgumentParser(FinetuneArguments, description="Fine-tune a Music2Vec model.", usage="[YAML] [options]")
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        parser.set_defaults(**_read_yaml(Path(argv.pop(0))))
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{os.fspath(path)} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{os.fspath(path)} must hold lines of `name: value`.")
-    known = [spec.name for spec in fields(FinetuneArguments)]
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{os.fspath(path)} sets {name!r}, which is no setting of fine-tuning.{hint}")
-    if isinstance(values.get("label"), str):
-        values["label"] = [values["label"]]
-    return values
-
 
 # ---- what is trained ----
 
@@ -285,10 +169,16 @@ def finetune(args: FinetuneArguments) -> dict[str, float]:
     checkpoint = get_last_checkpoint(output) if output.is_dir() else None
     if not args.resume and (checkpoint or (output / "config.json").exists()):
         raise ValueError(f"{output} already holds a run. Go on with --resume, or name another output_dir.")
+    if output.is_dir() and output.resolve() == Path(args.corpus).resolve():
+        raise ValueError(f"`output_dir` is the corpus, {output}. Name another folder for the model.")
     splits = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     corpora = {name: load_labelled_corpus(args.corpus, split) for name, split in splits.items() if split}
     labels = find_labels(corpora["train"], args.label, args.problem_type)
     targets = {name: labels.targets(corpus, f"the split {name}") for name, corpus in corpora.items()}
+    known = ("score", "loss", *_metrics(labels)[1])
+    if (args.metric_for_best_model or "score").removeprefix("eval_") not in known:
+        raise ValueError(f"`metric_for_best_model` is {args.metric_for_best_model!r}. Use one of {', '.join(known)}.")
+    keep_settings(args, labels.names, len(corpora["train"]), resumed=checkpoint is not None)
     model, extractor = _load(args, labels, targets["train"])
     crops = RandomCrops(corpora["train"], targets["train"], extractor, args.crop_seconds, args.seed)
     windows = {
@@ -348,6 +238,10 @@ def _load(args: FinetuneArguments, labels: Labels, targets: np.ndarray):
         model = Music2VecForSequenceClassification.from_pretrained(
             args.model, dtype=torch.float32, ignore_mismatched_sizes=True, **settings
         )
+    try:
+        model.config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(f"The head cannot be built: {error.__cause__ or error}") from error
     return model, extractor
 
 
@@ -373,6 +267,15 @@ def _scorer(windows: Windows, labels: Labels) -> Callable[[EvalPrediction], dict
     return lambda found: score_clips(labels, windows.clip_logits(found.predictions), windows.targets)
 
 
+def _metrics(labels: Labels) -> tuple[str, list[str]]:
+    """The metric behind `score`, and those beside it."""
+    return {
+        CLASSES: ("accuracy", ["accuracy"]),
+        TAGS: ("roc_auc", ["roc_auc", "average_precision"]),
+        VALUES: ("r2", [f"r2_{name}" for name in labels.names]),
+    }[labels.problem_type]
+
+
 def score_clips(labels: Labels, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """Score the logits `(n, K)` of clips, for regression the values themselves, against [`Labels.targets`].
 
@@ -384,11 +287,7 @@ def score_clips(labels: Labels, logits: np.ndarray, targets: np.ndarray) -> dict
     Raises:
         ValueError: if no tag can be scored.
     """
-    chosen, others = {
-        CLASSES: ("accuracy", ["accuracy"]),
-        TAGS: ("roc_auc", ["roc_auc", "average_precision"]),
-        VALUES: ("r2", [f"r2_{name}" for name in labels.names]),
-    }[labels.problem_type]
+    chosen, others = _metrics(labels)
     scores = {"score": get_metric(chosen)(targets, logits)}
     scores |= {name: get_metric(name, labels.names)(targets, logits) for name in others}
     if labels.problem_type == TAGS:

@@ -126,6 +126,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(mode, settings, monkeypatch)
             finetune(settings("killed", **plan))
     with pytest.raises(ValueError, match="already holds a run"):
         finetune(settings("killed", **plan))
+    for name, other in (("seed", 3), ("label", "key"), ("crop_seconds", 0.5)):
+        with pytest.raises(ValueError, match=f"was begun with `{name}` .*, now it is .*{other}"):
+            finetune(settings("killed", **plan | {name: other}, resume=True))
     resumed = finetune(settings("killed", **plan, resume=True))
     assert changed(weights(settings("whole").output_dir), weights(settings("killed").output_dir)) == set()
     for name in ("eval_accuracy", "eval_loss", "test_accuracy", "test_loss"):
@@ -197,6 +200,8 @@ def test_weighted_losses_do_not_depend_on_micro_batches():
         ({"label": "arousal", "class_weights": True}, "leave them out for regression"),
         ({"label": "genre", "problem_type": "regression"}, "Regression needs numbers in genre"),
         ({"label": "track_id"}, "unknown to the training split"),
+        ({"classifier_layer": 9}, "`classifier_layer` is 9. Use a layer from 0 to 3"),
+        ({"metric_for_best_model": "f1"}, "`metric_for_best_model` is 'f1'. Use one of score, loss, accuracy"),
     ],
 )
 def test_bad_input_gets_one_sentence(changes, message, settings):

@@ -137,10 +137,13 @@ def test_windows_cover_every_clip_once(synthetic, tiny_config):
 
 def test_settings_come_from_yaml_and_the_command_line(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("model: M\ncorpus: C\nlabel: genre\nlearning_rate: 1e-3\nclassifier_layer: 2\nmode: lora\n")
+    path.write_text(
+        "model: M\ncorpus: C\nlabel: genre\nlearning_rate: 1e-3\nclassifier_layer: 2\nmode: lora\n"
+        "logging_strategy: no\n"
+    )
     args = parse_arguments([str(path), "--mode", "frozen", "--output_dir", str(tmp_path / "out"), "--resume"])
     assert (args.mode, args.label, args.learning_rate, args.head_layer) == ("frozen", ["genre"], 1e-3, 2)
-    assert args.resume and args.load_best_model_at_end
+    assert args.resume and args.load_best_model_at_end and args.logging_strategy == "no"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,8 @@ def test_settings_come_from_yaml_and_the_command_line(tmp_path):
         ("corpus: C\nlabel: g\n", "`model` is not set"),
         ("model: M\ncorpus: C\nlabel: g\nmode: half\n", "`mode` is 'half'. Use one of frozen, lora, last_k, full"),
         ("model: M\ncorpus: C\nlabel: g\ncrop_seconds: 0\n", "`crop_seconds` is 0"),
+        ("model: M\ncorpus: C\nlabel: g\nlearning_rate: .nan\n", "`learning_rate` is nan"),
+        ("model: M\ncorpus: C\nlabel: g\nlearning_rate: -1\n", "`learning_rate` is -1"),
         ("just words", "must hold lines of"),
     ],
 )
