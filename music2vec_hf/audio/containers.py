@@ -1,209 +1,28 @@
-"""Files that name or hold many audio files: tables of metadata, data sets in Parquet, .tar archives."""
+"""Files that hold many audio files, data sets in Parquet and .tar archives, and columns of audio."""
 
-import codecs
-import csv
-import io
-import json
+import copy
+import logging
 import os
-import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import BinaryIO
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Audio, Dataset, Features, IterableDataset, Value
+from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 from music2vec_hf.audio.decoding import AudioError, is_audio_file
-from music2vec_hf.common.files import storable
+from music2vec_hf.audio.metadata import json_object
 
-PATH_COLUMNS = ("file_name", "path", "file")
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+logger = logging.getLogger(__name__)
+
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 # The storage of `datasets.Audio`. The feature itself wants torchcodec wherever Python rows are encoded, this does not.
 CLIP = {"bytes": Value("binary"), "path": Value("string")}
-
-# Columns that every corpus has; a manifest's column of such a name comes along as `manifest_<name>`.
-CORPUS_COLUMNS = (
-    *("audio", "track_id", "source", "clip_start", "duration", "clip_mean", "clip_std"),
-    *("source_sampling_rate", "source_channels", "source_format"),
-)
-
-# The columns of our own tables of rejects, which name files but are no manifests.
-_REJECTS = ["path", "reason"]
-
-
-# ---- tables of metadata ----
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows about audio files: values by column, of CSV and TSV texts (`as_text`), of JSONL and Parquet what they hold.
-
-    `path_column` names the files.
-    """
-
-    path: Path
-    rows: list[dict]
-    path_column: str
-    as_text: bool
-
-
-def read_table(path: str | os.PathLike) -> Table:
-    """Read a table of audio files: CSV (commas, semicolons, tabs or bars), TSV, JSONL, in UTF-8 or UTF-16, or Parquet.
-
-    Raises:
-        ValueError: with the table's name, the line where there is one, and what is wrong: another encoding, quotes
-            that do not close, a row of more fields than the header, a column that occurs twice, no JSON, no column
-            `file_name`, `path` or `file`.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} cannot be read ({error}); correct it or take it out of the folder.") from error
-    elif suffix == ".jsonl":
-        lines = enumerate(_decode(path).split("\n"), start=1)
-        rows = [_json_object(f"{path} line {number}", line) for number, line in lines if line.strip()]
-    else:
-        rows = _read_separated(path, _decode(path))
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    column = _path_column(columns)
-    if rows and column is None:
-        raise ValueError(f"{path} has the columns {columns} but none named {', '.join(PATH_COLUMNS)}.")
-    return Table(path, rows, column or PATH_COLUMNS[0], suffix in (".csv", ".tsv"))
-
-
-def names_files(path: Path) -> bool:
-    """Whether a table has a column of paths, by its first line in whatever encoding; our own rejects have none."""
-    if path.suffix == ".parquet":
-        return _path_column(pq.read_schema(path).names) is not None
-    with open(path, "rb") as file:
-        head = file.read(1 << 16)
-    utf16 = head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    text = head.decode("utf-16" if utf16 else "latin-1", "replace").removeprefix("\xef\xbb\xbf")
-    if path.suffix.lower() == ".jsonl":
-        try:
-            row = json.loads(text.partition("\n")[0] or "{}")
-        except json.JSONDecodeError:
-            return False
-        return isinstance(row, dict) and _path_column(row) is not None
-    separator, text = _layout(path, text)
-    header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-    return _path_column(header) is not None and header != _REJECTS
-
-
-def _decode(path: Path) -> str:
-    data = path.read_bytes()
-    utf16 = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path} is not in UTF-8: line {line} holds the byte 0x{data[error.start]:02X}. Save it as UTF-8 (a "
-            "spreadsheet's `CSV UTF-8`), so that names and labels are what they should be."
-        ) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{path} line {line} holds a NUL character, as UTF-16 does. Save the table as UTF-8.")
-    return text
-
-
-def _layout(path: Path, text: str) -> tuple[str, str]:
-    """The separator of a table, and its text without the line `sep=;` that spreadsheets put before it."""
-    if match := re.match(r"sep=(.)\r?\n", text):
-        return match[1], text[match.end() :]
-    if path.suffix.lower() == ".tsv":
-        return "\t", text
-    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    return next((one for one in ",;\t|" if _path_column(next(csv.reader([header], delimiter=one), []))), ","), text
-
-
-def _read_separated(path: Path, text: str) -> list[dict]:
-    separator, text = _layout(path, text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        named = [name for name in header if name]
-        if twice := [name for name in named if named.count(name) > 1]:
-            raise ValueError(f"{path} has the column {twice[0]!r} twice; rename one of them.")
-        rows = []
-        for fields in reader:
-            if any(fields[len(header) :]):
-                raise ValueError(
-                    f"{path} line {reader.line_num} has {len(fields)} fields, its header {len(header)}; put a text "
-                    f"that holds {separator!r} into double quotes."
-                )
-            row = dict(zip(header, [*fields, *[None] * (len(header) - len(fields))], strict=False))
-            if any(fields):
-                rows.append({name: row[name] for name in named})
-    except csv.Error as error:
-        raise ValueError(
-            f"{path} line {reader.line_num} cannot be read ({error}); double quotes must enclose a whole field, and "
-            "a quote within it must stand twice."
-        ) from error
-    return rows
-
-
-def _json_object(where: str, text: str | bytes) -> dict:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} is not a JSON object.")
-    return row
-
-
-def _path_column(columns: Iterable[str]) -> str | None:
-    names = {name.strip() for name in columns}
-    return next((name for name in PATH_COLUMNS if name in names), None)
-
-
-def type_metadata(
-    where: str | os.PathLike, rows: list[dict], leave_out: set[str], as_text: bool
-) -> tuple[dict[str, pa.DataType], list[dict]]:
-    """The type of every column of metadata but those to `leave_out`, and the values of every row.
-
-    Where values come `as_text`, numbers are made of a column that holds nothing else. A column named like one of the
-    corpus is renamed. Raises ValueError, with `where`, if a column mixes kinds of values.
-    """
-    kept = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in leave_out]
-    types, columns = {}, {}
-    for name in kept:
-        values = [row.get(name) for row in rows]
-        renamed = f"manifest_{name}" if name in CORPUS_COLUMNS else name
-        columns[renamed] = _parse_column(values) if as_text else list(map(storable, values))
-        try:
-            found = pa.array(columns[renamed]).type
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{where} mixes kinds of values in the column {name!r} ({error}).") from error
-        types[renamed] = pa.string() if pa.types.is_null(found) else found
-    return types, [{name: values[index] for name, values in columns.items()} for index in range(len(rows))]
-
-
-def _parse_column(texts: list[str | None]) -> list:
-    """A column of texts as integers or numbers where every value is one; an empty text is a missing value."""
-    values = [text if text else None for text in texts]
-    present = [value for value in values if value is not None]
-    # "007" is a name, not a number.
-    if present and all(re.fullmatch(r"-?(0|[1-9]\d{0,17})", value) for value in present):
-        return [None if value is None else int(value) for value in values]
-    if present and all(re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", value) for value in present):
-        return [None if value is None else float(value) for value in values]
-    return values
-
-
-# ---- audio files inside other files ----
 
 
 @dataclass(frozen=True)
@@ -264,13 +83,26 @@ def walk_archive(
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """The visible files of an archive, one after the other, with what they hold where `wanted(name)`.
 
-    `mode` is `tarfile`'s: "r:", or "r|*" for a stream that may be compressed. Raises ValueError if it is damaged.
+    `mode` is `tarfile`'s: "r:", or "r|*" for a stream that may be compressed. A hard link is the file that it names,
+    but in a stream; other links are left out, and named. Raises ValueError if it is damaged.
     """
     try:
         with open_file(container) as file, tarfile.open(fileobj=file, mode=mode) as archive:
+            seen: dict[str, tarfile.TarInfo] = {}
             for member in archive:
-                if member.isfile() and not os.path.basename(member.name).startswith("."):
-                    yield member, archive.extractfile(member).read() if wanted(member.name) else None
+                name = member.name
+                if os.path.basename(name).startswith("."):
+                    continue
+                if member.islnk() and mode == "r:" and member.linkname in seen:
+                    member = copy.copy(seen[member.linkname])
+                    member.name = name
+                if member.isfile():
+                    seen[name] = member
+                    yield member, archive.extractfile(member).read() if wanted(name) else None
+                elif (member.islnk() or member.issym()) and (is_audio_file(name) or name.endswith(".json")):
+                    logger.warning(
+                        "%s: %s is a link and is left out; pack it with `tar --dereference`.", container, name
+                    )
     except (tarfile.ReadError, EOFError) as error:
         raise ValueError(f"{container} is no whole .tar archive ({error}); fetch it anew or leave it out.") from error
 
@@ -289,9 +121,11 @@ def list_archive(container: str) -> Iterator[PackedRow]:
     for member, text in walk_archive(container, "r:", lambda name: name.endswith(".json")):
         stem = os.path.splitext(member.name)[0]
         if is_audio_file(member.name):
+            if member.issparse():
+                raise ValueError(f"{container} holds {member.name} with holes; pack it anew, without `tar --sparse`.")
             members.append((stem, member))
         elif text is not None:
-            metadata[stem] = _json_object(f"{container}/{member.name}", text)
+            metadata[stem] = json_object(f"{container}/{member.name}", text)
     for stem, member in members:
         folder, base = os.path.split(stem)
         # The key of webdataset ends at the first dot: 0001.audio.flac goes with 0001.json.
@@ -303,7 +137,11 @@ def list_archive(container: str) -> Iterator[PackedRow]:
 def list_parquet(container: str) -> Iterator[PackedRow]:
     """The rows of a Parquet file; of the column of audio only the paths are read."""
     with open_file(container) as file, pq.ParquetFile(file) as parquet:
-        column = audio_column(container, Features.from_arrow_schema(parquet.schema_arrow))
+        try:
+            features = Features.from_arrow_schema(parquet.schema_arrow)
+        except ValueError as error:
+            raise ValueError(f"{container} has a column of a kind that cannot be kept ({error}); drop it.") from error
+        column = audio_column(container, features)
         others = [name for name in parquet.schema_arrow.names if name != column]
         for group in range(parquet.num_row_groups):
             rows = parquet.read_row_group(group, columns=[*others, f"{column}.path"]).to_pylist()
@@ -312,8 +150,18 @@ def list_parquet(container: str) -> Iterator[PackedRow]:
             num_bytes = sum(c.total_compressed_size for c in sizes if c.path_in_schema == f"{column}.bytes")
             for number, row in enumerate(rows):
                 name = (row.pop(column) or {}).get("path") or ""
+                row = {field: _class_names(features[field], value) for field, value in row.items()}
                 # The length of a single row is not known before it is read.
                 yield PackedRow(PackedFile(container, name, group, number, column), num_bytes // len(rows), row)
+
+
+def _class_names(feature, value):
+    """The name of a class, or of each in a list, where a column is of `datasets.ClassLabel`; else the value itself."""
+    if isinstance(feature, List) and value is not None:
+        return [_class_names(feature.feature, one) for one in value]
+    if isinstance(feature, ClassLabel) and value is not None:
+        return feature.int2str(value) if value >= 0 else None
+    return value
 
 
 @lru_cache(maxsize=1)

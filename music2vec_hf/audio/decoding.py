@@ -7,6 +7,7 @@ optional package is installed; FFmpeg is never required. The first half of row 1
 import io
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -279,6 +280,8 @@ def _first_bytes(source: AudioSource, name: str) -> tuple[bytes, str | bytes]:
     if isinstance(source, (str, os.PathLike)):
         source = os.fspath(source)
         try:
+            if stat.S_ISFIFO(os.stat(source).st_mode):  # opening it would wait for its other end
+                raise AudioError(name, "unreadable", "it is a pipe, no file.")
             with open(source, "rb") as file:
                 head = file.read(HEAD_BYTES)
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name

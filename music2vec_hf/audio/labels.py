@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, List
 
-from music2vec_hf.audio.containers import METADATA_FILES, read_table
 from music2vec_hf.audio.listing import Track, find_files, list_tracks
+from music2vec_hf.audio.metadata import METADATA_FILES, read_table, text_of
 
 CLASSES, TAGS, VALUES = "single_label_classification", "multi_label_classification", "regression"
 
@@ -195,7 +195,7 @@ def list_labelled(folder: str | os.PathLike) -> list[Track]:
         if found.kind != "manifest" and not tables:
             row = {"label": folder_label(track.source)}
         split = row.get("split") if "split" in listing.metadata_types else track.source.split("/")[0]
-        tracks.append(replace(track, path=path, split=str(split or ""), metadata=row))
+        tracks.append(replace(track, path=path, split=text_of(split), metadata=row))
     return tracks
 
 

@@ -23,19 +23,23 @@ from huggingface_hub import is_offline_mode
 
 from music2vec_hf.audio.containers import (
     ARCHIVE_SUFFIXES,
-    METADATA_FILES,
-    TABLE_SUFFIXES,
     PackedRow,
-    Table,
     audio_columns,
     list_archive,
     list_parquet,
     list_plain,
-    names_files,
-    read_table,
-    type_metadata,
 )
 from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource, is_audio_file
+from music2vec_hf.audio.metadata import (
+    METADATA_FILES,
+    TABLE_SUFFIXES,
+    Table,
+    names_files,
+    read_split,
+    read_table,
+    text_of,
+    type_metadata,
+)
 from music2vec_hf.audio.reading import UNFINISHED, corpora_among, walk_files
 from music2vec_hf.common.files import printable, read_json, write_json
 from music2vec_hf.common.hub import explain_hub_errors
@@ -191,10 +195,7 @@ def _of_one_kind(what: str, root: Path, paths: list[Path], refused: list[tuple[s
         raise ValueError(f"{what} files of several kinds ({kinds}). Name one kind by a glob such as '{root}/*.tar'.")
     ((kind, files),) = by_kind.items()
     tables = [path for path in paths if path.name in METADATA_FILES and kind == "audiofolder"]
-    for path in tables:
-        if not names_files(path):
-            logger.warning("%s is not used: it names no files, in a column file_name, path or file.", path)
-    tables = tuple(os.fspath(path) for path in tables if names_files(path))
+    tables = tuple(os.fspath(path) for path in tables if _is_used(path))
     return SourceFiles(kind, _by_split(kind, root, files), os.fspath(root), tables=tables, rejects=tuple(refused))
 
 
@@ -233,11 +234,19 @@ def _manifest_of(folder: Path) -> Path | None:
     """The one manifest at the top of a folder, or None; a table without a column of paths is no manifest."""
     tables = [path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
     tables = sorted(path for path in tables if not path.name.startswith("."))
-    manifests = [path for path in tables if names_files(path)]
+    manifests = [path for path in tables if _is_used(path)]
     if len(manifests) > 1:
         names = ", ".join(path.name for path in manifests)
         raise ValueError(f"{folder} holds {len(manifests)} manifests ({names}); pass the one you mean as SOURCE.")
     return manifests[0] if manifests else None
+
+
+def _is_used(table: Path) -> bool:
+    """Whether a table names files; one that does not is named, but for our own rejects."""
+    used = names_files(table)
+    if not used and table.name != "rejects.csv":
+        logger.warning("%s is not used: it names no files, in a column file_name, path or file.", table)
+    return used
 
 
 def _on_hub(name: str, config: str | None) -> SourceFiles:
@@ -344,7 +353,7 @@ def _list_entries(where: str, root: str, entries: list[tuple], tables: list[Tabl
             rejects.append((printable(name), "listed twice: the manifest names it before; this row is left out."))
             continue
         seen.add(name)
-        track_id = printable(str(row.get("track_id") or hash_track_id(name)))
+        track_id = printable(text_of(row.get("track_id")) or hash_track_id(name))
         split = read_split(where, values, *split)
         tracks.append(Track(path, printable(name), track_id, split, _num_bytes(path), values))
     return Listing(sort_tracks(tracks), types, rejects)
@@ -370,17 +379,9 @@ def _list_packed(source: str | os.PathLike, found: SourceFiles) -> Listing:
         # Names without a meaning of their own, such as audio.flac in every row.
         unique = file.name and names[file.name] == 1
         name = file.name if unique else f"{os.path.basename(file.container)}/{number:06d}/{file.name}".rstrip("/")
-        track_id = printable(str(row.metadata.get("track_id") or hash_track_id(name)))
+        track_id = printable(text_of(row.metadata.get("track_id")) or hash_track_id(name))
         tracks.append(Track(file, printable(name), track_id, read_split(source, values, split), row.num_bytes, values))
     return Listing(sort_tracks(tracks), types, [])
-
-
-def read_split(where: str | os.PathLike, metadata: dict, default: str = "train") -> str:
-    """The split that a row of metadata names. Raises ValueError if that is not one word."""
-    split = str(metadata.get("split") or default)
-    if not re.fullmatch(r"\w+", split):
-        raise ValueError(f"{where} names the split {split!r}; a split is one word such as train.")
-    return split
 
 
 def sort_tracks(tracks: list[Track]) -> list[Track]:

@@ -15,8 +15,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from music2vec_hf.audio.containers import CORPUS_COLUMNS
 from music2vec_hf.audio.listing import choose_splits, find_files
+from music2vec_hf.audio.metadata import CORPUS_COLUMNS
 from music2vec_hf.audio.reading import encode_flac
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.files import read_json, write_text

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from music2vec_hf.audio.containers import TABLE_SUFFIXES, PackedFile, name_audio_column
+from music2vec_hf.audio.containers import PackedFile, name_audio_column
 from music2vec_hf.audio.decoding import AUDIO_SUFFIXES, AudioSource
 from music2vec_hf.audio.listing import Track, list_source
+from music2vec_hf.audio.metadata import TABLE_SUFFIXES
 from music2vec_hf.common.files import printable
 from music2vec_hf.features.encoders import CONV, Encoder, borrowed_encoder, choose_device, compile_model, load_encoder
 from music2vec_hf.features.windows import hear_tracks, window_rows

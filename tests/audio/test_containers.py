@@ -10,8 +10,8 @@ import pytest
 from awkward import encoded, music
 from test_damage import mutate
 
-from music2vec_hf.audio.containers import read_table
 from music2vec_hf.audio.decoding import AudioError
+from music2vec_hf.audio.metadata import read_table
 from music2vec_hf.audio.reading import AudioReader, read_audio
 
 # name -> what soundfile calls it; suffix.

@@ -15,7 +15,7 @@ import soundfile
 from toy_corpus import contents
 from toy_plan import PLAN
 
-from music2vec_hf.audio.containers import CORPUS_COLUMNS
+from music2vec_hf.audio.metadata import CORPUS_COLUMNS
 from music2vec_hf.cli import main
 from music2vec_hf.corpus.batches import CropDataset
 from music2vec_hf.corpus.inspection import (
