@@ -44,8 +44,10 @@ def served(listener: Listener, host: str = "127.0.0.1", port: int | None = None)
         port (`int`, *optional*): by default the first that is free from 7860 on.
 
     Raises:
-        ValueError: if gradio is not installed; OSError if the port is taken.
+        ValueError: if gradio is not installed or there is no such port; OSError if the port is taken.
     """
+    if port is not None and not 0 < port < 65_536:
+        raise ValueError(f"`port` is {port}. Use one from 1 to 65535.")
     direct = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), _LOOPBACK, host)))
     with (
         tempfile.TemporaryDirectory(prefix="music2vec-app-", ignore_cleanup_errors=True) as uploads,

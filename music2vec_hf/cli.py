@@ -306,7 +306,7 @@ def app(model, library, host, port, max_megabytes, max_minutes, max_waiting, **s
     _PRECISION,
     arg("--device", "of model and probes", default="auto", choices=DEVICES[:3]),
     _TRUST,
-    arg("--allow-missing", "leave out tracks without usable audio; not comparable then", action="store_true"),
+    arg("--allow-missing", "leave out what is missing or cannot be opened; not comparable", action="store_true"),
     arg("--baselines", "(default: the first three)", nargs="*", choices=BASELINES, default=BASELINES[:3]),
 )
 def probe(model, task, data, output, baselines, layers, device, **settings) -> None:

@@ -22,16 +22,16 @@ LEVELS = (
 )
 # Lines of Python in a wing, at most.
 LIMITS = {
-    "top": 1_320,
-    "common": 1_013,
-    "model": 2_057,
-    "audio": 2_486,
+    "top": 1_322,
+    "common": 1_020,
+    "model": 2_066,
+    "audio": 2_548,
     "corpus": 2_496,
     "synthetic": 966,
-    "features": 2_076,
-    "pretraining": 1_876,
-    "finetuning": 555,
-    "probing": 4_376,
+    "features": 2_079,
+    "pretraining": 1_878,
+    "finetuning": 608,
+    "probing": 4_387,
     "hub": 1_376,
 }
 

@@ -24,7 +24,7 @@ from music2vec_hf.corpus.prepare import prepare_corpus
 from music2vec_hf.probing.scores import Predictions
 
 LIBRARY = Path(__file__).parents[1] / "music2vec_hf"
-# Reads fairseq's checkpoints with an unpickler of its own, which runs nothing: tests/test_fairseq.py.
+# Reads fairseq's checkpoints with an unpickler of its own, which runs nothing: tests/hub/test_fairseq.py.
 READER = "fairseq_reader.py"
 FORBIDDEN = {"eval", "exec", "pickle.load", "pickle.loads", "pickle.dump", "joblib.load", "yaml.load", "os.system"}
 UNPACKING = {"extract", "extractall", "unpack_archive"}  # `extractfile` gives bytes and writes nothing

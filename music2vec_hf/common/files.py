@@ -2,6 +2,7 @@
 files that keep scores and runs, each read in one place: `results.json`, `metrics.jsonl` and `run.json`.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -35,6 +36,12 @@ def storable(value):
     return {storable(key): storable(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
+def short_name(name: str, limit: int) -> str:
+    """A file's name, or where it has more bytes than `limit` its first letters and its hash: disks take 255 bytes."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= limit else f"{name[:40]}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
 @contextmanager
 def written_aside(target: str | os.PathLike) -> Iterator[Path]:
     """A path beside `target`, for a file or a folder, that becomes `target` when the block ends without an error.
@@ -44,7 +51,7 @@ def written_aside(target: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    aside = target.with_name(f".{short_name(target.name, 200)}.{os.getpid()}.unfinished")
     try:
         yield aside
         os.replace(aside, target)

@@ -114,8 +114,9 @@ class Encoder:
         """The layers that were asked for, all for `None`; a ValueError names those that the model does not have."""
         chosen = self.layers if layers is None else [str(layer) for layer in layers]
         unknown = [layer for layer in chosen if layer not in self.layers]
-        if unknown:
-            raise ValueError(f"There is no layer {', '.join(unknown)}. This model has {', '.join(self.layers)}.")
+        if unknown or not chosen:
+            what = f"There is no layer {', '.join(unknown)}" if unknown else "No layer is named"
+            raise ValueError(f"{what}. This model has {', '.join(self.layers)}.")
         return chosen
 
     def plan(self, window_seconds: float, overlap_seconds: float = 0.0, times: bool = False) -> WindowPlan:

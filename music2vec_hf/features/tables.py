@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from music2vec_hf.common.computing import choose_precision
-from music2vec_hf.common.files import hold_lock
+from music2vec_hf.common.files import hold_lock, short_name
 from music2vec_hf.features.embeddings import HearingSettings, InputTrack, embed, list_inputs
 from music2vec_hf.features.encoders import Encoder, choose_device, compile_model, load_encoder
 from music2vec_hf.features.store import (
@@ -254,7 +254,8 @@ class _Folder(_Table):
         return about
 
     def _target(self, track: InputTrack) -> Path:
-        return self.output / f"{track.name}.npz"
+        folder, name = os.path.split(track.name)
+        return self.output / folder / f"{short_name(name, 250)}.npz"
 
     def _read(self, target: Path, name: str, optional: bool = False) -> np.ndarray | None:
         try:

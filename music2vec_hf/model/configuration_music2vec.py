@@ -154,9 +154,14 @@ class Music2VecConfig(Data2VecAudioConfig):
         for name in shares:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. Use a value from 0 to 1.")
-        for name, low in (("mask_time_length", 1), ("ema_anneal_end_step", 0), ("classifier_hidden_size", 0)):
+        sizes = ("hidden_size", "num_attention_heads", "intermediate_size", "num_conv_pos_embedding_groups")
+        lows = dict.fromkeys(("mask_time_length", *sizes), 1) | {"ema_anneal_end_step": 0, "classifier_hidden_size": 0}
+        for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. Use a value of at least {low}.")
+        for name in ("conv_dim", "conv_kernel", "conv_stride"):
+            if min([1, *getattr(self, name)]) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. Use values of at least 1.")
         for name in ("loss_beta", "feature_grad_mult", "acoustic_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It may not be negative.")

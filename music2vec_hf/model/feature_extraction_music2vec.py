@@ -131,7 +131,7 @@ class Music2VecFeatureExtractor(Wav2Vec2FeatureExtractor):
 
 def window_samples(window_seconds: float, sampling_rate: int, shortest: int) -> int:
     """Samples of a window of `window_seconds`; ValueError if they are fewer than `shortest`, those of one frame."""
-    window = round(window_seconds * sampling_rate)
+    window = round(window_seconds * sampling_rate) if 0 < window_seconds < math.inf else 0
     if window < shortest:
         raise ValueError(
             f"`window_seconds` is {window_seconds}. Use at least {shortest / sampling_rate} s, one frame."
@@ -230,7 +230,7 @@ def _to_mono_float(clip) -> np.ndarray:
 def _resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Kaiser-windowed sinc interpolation `[N] -> [ceil(N * to_rate / from_rate)]`, as torchaudio's, which need not be
     there: tones up to 7.5 kHz pass, what would alias stays below -80 dB."""
-    if not isinstance(from_rate, Real) or not from_rate > 0:
+    if not isinstance(from_rate, Real) or not 1_000 <= from_rate < math.inf:  # 44.1 is meant in kHz
         raise ValueError(f"`sampling_rate` is {from_rate!r}. Give the audio's rate in Hz, for example 44100.")
     # There is a filter for each output phase: a ratio of large numbers is rounded, by 1e-6 at most.
     ratio = Fraction(int(from_rate), int(to_rate)).limit_denominator(1_000)

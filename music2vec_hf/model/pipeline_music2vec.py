@@ -137,6 +137,10 @@ class Music2VecAudioClassificationPipeline(AudioClassificationPipeline):
         """
         if isinstance(inputs, list) and not inputs:
             return []
+        if "audio" in (getattr(inputs, "column_names", None) or ()):  # a data set of `datasets`
+            inputs = (row["audio"] for row in inputs)
+        elif hasattr(inputs, "column_name"):  # or its column of audio
+            inputs = iter(inputs)
         windows_per_batch = batch_size or self._batch_size
         # One song at a time: transformers would pad several to one length, which changes answers.
         return super().__call__(inputs, batch_size=1, windows_per_batch=windows_per_batch, **kwargs)

@@ -277,8 +277,10 @@ def _recipe_folder():
 def _as_type(kind, value):
     """`value` as a field of this type has it: YAML reads 1e-3 as text, and 5 is no float. What cannot be stays."""
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    inner = [get_args(each)[0] for each in kinds if get_origin(each) is list]
+    if inner and str in get_args(inner[0]) and isinstance(value, (int, str)):
+        value = [value]  # one layer, on the command line
     if isinstance(value, (list, tuple)):
-        inner = [get_args(each)[0] for each in kinds if get_origin(each) is list]
         return [_as_type(inner[0], item) for item in value] if inner else value
     if isinstance(value, (int, float, str)) and not isinstance(value, bool) and {int, float} & set(kinds):
         try:

@@ -252,6 +252,8 @@ def layers_to_try(names: Sequence[str], search: Search, layers: str | Sequence[s
     unknown = [layer for layer in layers if layer not in known]
     if unknown:
         raise ValueError(f"There is no layer {', '.join(unknown)} to try under '{search.name}': {', '.join(known)}.")
+    if not layers:
+        raise ValueError(f"No layer is named to try under '{search.name}': {', '.join(known)}.")
     return list(layers)
 
 

@@ -166,10 +166,9 @@ def chance_events(task_data: TaskData, search: str) -> ProbeResult:
         label = int(np.bincount(every[:, 2].astype(int), weights=every[:, 1] - every[:, 0]).argmax())
         outputs = [np.array([(0.0, seconds[path], label)]) for path in test.paths]
     else:
-        beat, bar = (
-            float(np.median(np.concatenate([np.diff(of[of[:, 2] == label, 0]) for of in events]) if events else 0.5))
-            for label in range(2)
-        )
+        apart = [np.concatenate([[], *(np.diff(of[of[:, 2] == label, 0]) for of in events)]) for label in range(2)]
+        beat = float(np.median(apart[0])) if len(apart[0]) else 0.5
+        bar = float(np.median(apart[1])) if len(apart[1]) else 4 * beat  # no track tells two downbeats
         outputs = [_grid(seconds[path], beat, max(1, round(bar / beat))) for path in test.paths]
     return scored(task_data, search, stack_events(outputs)[None])
 

@@ -65,7 +65,7 @@ class SuiteSettings:
         cache_dir (`str` or `Path`, *optional*): where features and the scores of searches are kept; by default
             `cache/` in the output folder.
         precision (`str`): of a model: `fp32`, `bf16`, or `auto` (bf16 where that is faster).
-        allow_missing (`bool`): leave out tracks without usable audio; see `load_task`.
+        allow_missing (`bool`): leave out tracks whose audio is missing or unreadable; see `load_task`.
         trust_remote_code (`bool`): run the Python code of a repository that brings its own model.
         export (`str` or `Path`, *optional*): folder for the model with its chosen probe of the first seed, see
             `export.plan_exports`.

@@ -87,6 +87,7 @@ def test_a_file_beyond_the_limit_is_a_sentence(models, music):
         (["MODEL", "--layer", "9"], "There is no layer 9."),
         (["MODEL", "--max-minutes", "0"], "`max_minutes` is 0.0. Use a value above 0."),
         (["HEAD", "--window-seconds", "0"], "window_seconds"),
+        (["MODEL", "--port", "99999"], "`port` is 99999. Use one from 1 to 65535."),
     ],
 )
 def test_a_mistake_is_one_sentence(words, sentence, models, library, capsys):

@@ -320,6 +320,8 @@ def test_where_torch_cannot_compile_one_sentence_says_so(encoder, monkeypatch):
     ("arguments", "sentence"),
     [
         ({"layers": 4}, "There is no layer 4. This model has conv, 0, 1, 2, 3"),
+        ({"layers": []}, "No layer is named. This model has conv, 0, 1, 2, 3"),
+        ({"window_seconds": float("nan")}, "`window_seconds` is nan"),
         ({"layers": ["conv", 0]}, "Ask for it alone"),
         ({"device": "tpu"}, "Use one of auto, cpu, cuda, mps"),
         ({"pool": "max"}, "`pool` is 'max'"),

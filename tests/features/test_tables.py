@@ -63,6 +63,16 @@ def test_npz_and_a_folder_hold_what_the_table_holds(encoder_folder, music, tmp_p
     assert summary["tracks"] == 5 and summary["hours"] == pytest.approx(10 / 3600)
 
 
+@pytest.mark.parametrize("name", [f"{'x' * 251}.wav", f"{chr(0x97F3) * 80}.wav"])
+def test_a_long_name_is_no_obstacle(encoder_folder, music, tmp_path, name):
+    (tmp_path / "long").mkdir()
+    shutil.copy(music / "b.wav", tmp_path / "long" / name)
+    write_embeddings(encoder_folder, [tmp_path / "long"], f"{tmp_path}/out/")
+    (path,) = (tmp_path / "out").iterdir()
+    assert str(columns(path)["path"][0]).endswith(name) and path.name.startswith(name[:40])
+    assert write_embeddings(encoder_folder, [tmp_path / "long"], f"{tmp_path}/out/")["reused"] == 1
+
+
 def test_frames_have_their_times(encoder_folder, music, tmp_path):
     settings = {"layers": ["1", "3"], "pool": "none", "window_seconds": 1, "overlap_seconds": 0.2}
     write_embeddings(encoder_folder, [music / "d.ogg", music / "a.flac"], tmp_path / "out.parquet", **settings)

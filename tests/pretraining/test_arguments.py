@@ -48,6 +48,7 @@ def test_every_recipe_resolves_and_says_what_it_is():
     assert load_recipe("crop5s") == Recipe()
     numbers = load_recipe("crop5s", learning_rate="1e-3", max_steps="1e5")  # as YAML reads them
     assert (numbers.learning_rate, numbers.max_steps) == (1e-3, 100_000)
+    assert load_recipe("small", distill_layers=9).distill_layers == [9]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,9 @@ def test_every_recipe_resolves_and_says_what_it_is():
         ({"adam_betas": [0.9, 1.0]}, "`adam_betas` is \\[0.9, 1.0\\]"),
         ({"average_top_k_layers": 13}, "`average_top_k_layers` is 13"),
         ({"mask_time_prob": 1.5}, "`mask_time_prob` is 1.5"),
+        ({"hidden_size": 0}, "`hidden_size` is 0. Use a value of at least 1"),
+        ({"num_attention_heads": 0}, "`num_attention_heads` is 0. Use a value of at least 1"),
+        ({"conv_stride": [5, 2, 2, 2, 2, 2, 0]}, "`conv_stride` is .*. Use values of at least 1"),
     ],
 )
 def test_a_mistake_is_refused_with_key_value_and_range(values, sentence):

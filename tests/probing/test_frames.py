@@ -17,6 +17,7 @@ from transformers import (
     pipeline,
 )
 
+from music2vec_hf.common.events import stack_events
 from music2vec_hf.common.files import read_results
 from music2vec_hf.features.encoders import load_encoder
 from music2vec_hf.features.frames import FrameEncoder
@@ -262,6 +263,10 @@ def test_chance_is_a_grid_or_the_commonest_chord(corpus):
     train = [of[of[:, 2] == 0, 0] for of in data.splits["train"].targets]
     np.testing.assert_allclose(np.diff(beats), np.median(np.concatenate([np.diff(times) for times in train])))
     assert beats[0] == down[0] == 0 and 1.5 < beats[-1] < 2.0 and set(down) <= set(beats)
+    beats_alone = [of[of[:, 2] != 1] for of in data.splits["train"].targets]  # no track tells two downbeats
+    train = replace(data.splits["train"], targets=stack_events(beats_alone))
+    rows = chance_events(replace(data, splits=data.splits | {"train": train}), "quick").predictions.outputs[0, 0]
+    assert np.array_equal(rows[rows[:, 2] == 0, 0][::4], rows[rows[:, 2] == 1, 0])
     for name, classes in (("synthetic-chords", range(25)), ("synthetic-melody", range(23, 54))):  # B3 to F6
         outputs = chance_events(load_task(name, corpus), "quick").predictions.outputs
         assert outputs.shape[2:] == (1, 3) and len(set(outputs[..., 2].flatten())) == 1

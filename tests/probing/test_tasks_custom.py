@@ -94,6 +94,14 @@ def test_custom_metadata_in_each_split_as_datasets_lays_it_out(kind, tmp_path):
     assert found == wanted
 
 
+def test_labels_that_train_has_not_are_told(tmp_path):
+    for place in ("train/a", "train/b", "val/a", "test/b", "test/c"):
+        write_tone(tmp_path / place / "x.wav")
+    data = load_task("custom", tmp_path)
+    sentence = "1 tracks have labels that no track of train has: c."
+    assert sentence in data.differences and data.affected[sentence] == ("test/c/x.wav",)
+
+
 @pytest.mark.parametrize(
     "table, sentence",
     [

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets, config, load_dataset, load_from_disk
 
-from music2vec_hf.audio.containers import METADATA_FILES, name_audio_column
+from music2vec_hf.audio.containers import name_audio_column
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.labels import (
+    CLASSES,
     SPLIT_NAMES,
     VALUES,
     class_label,
@@ -27,6 +28,7 @@ from music2vec_hf.audio.labels import (
     make_targets,
     name_some,
 )
+from music2vec_hf.audio.metadata import METADATA_FILES
 from music2vec_hf.audio.reading import AudioReader, find_audio_files
 from music2vec_hf.audio.resampling import SAMPLING_RATE
 from music2vec_hf.common.events import stack_events
@@ -64,7 +66,15 @@ def read_custom(task: Task, folder: Path) -> Found:
     labels = find_labels(together, [column], task.problem_type, f"'{folder}'")
     task = replace(task, labels=labels.names)
     extra = [] if packed else _unused(folder, parts)
-    return Found(task, _examples(parts, task, [column], folder), folder, {NO_BENCHMARK: []}, extra)
+    examples, differences = _examples(parts, task, [column], folder), {NO_BENCHMARK: []}
+    if task.problem_type == CLASSES:
+        heard = {one.label for one in examples if one.split == "train"}
+        others = [one for one in examples if one.label not in heard]
+        names = sorted({one.label for one in others})
+        if others:
+            sentence = f"{len(others)} tracks have labels that no track of train has: {name_some(names)}."
+            differences[sentence] = [one.track_id for one in others]
+    return Found(task, examples, folder, differences, extra)
 
 
 def read_synthetic(task: Task, folder: Path) -> Found:
