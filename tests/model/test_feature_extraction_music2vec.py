@@ -114,6 +114,7 @@ def test_settings_survive_a_round_trip(tmp_path):
         (np.zeros(800, dtype=complex), 16_000, "Give real numbers"),
         (np.zeros((2, 3, 4, 5)), 16_000, "has shape \\(2, 3, 4, 5\\)"),
         (np.zeros(800), 0, "`sampling_rate` is 0"),
+        (np.zeros(800), 44.1, "`sampling_rate` is 44.1. Give the audio's rate in Hz, for example 44100"),
         (b"RIFF", 16_000, "The audio is 4 bytes \\(bytes\\), not samples"),
         (bytearray(800), 16_000, "The audio is 800 bytes \\(bytearray\\), not samples"),
         (memoryview(bytes(800)), 16_000, "The audio is 800 bytes \\(memoryview\\), not samples"),

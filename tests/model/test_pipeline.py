@@ -9,6 +9,7 @@ import urllib.request
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -135,6 +136,11 @@ def test_every_kind_of_source_gives_the_same_answer(pipe, tmp_path):
         assert_same(pipe(source), expected)
     for answer in [*pipe(sources), *pipe(source for source in sources)]:
         assert_same(answer, expected)
+    data = datasets.Dataset.from_dict({"audio": [{"bytes": wav, "path": "a"}] * 2, "title": ["a", "b"]})
+    for given in (data, data["audio"], data.to_iterable_dataset()):
+        answers = list(pipe(given))
+        assert len(answers) == 2
+        assert_same(answers[1], expected)
     assert pipe([]) == []
     for file in (path.open("rb"), io.BytesIO(wav), tempfile.SpooledTemporaryFile()):
         with file:

@@ -88,6 +88,8 @@ def test_mistakes_are_told_before_any_audio_is_read(corpus, tmp_path, encoder_fo
         run(layers=["9"])
     with pytest.raises(ValueError, match="There is no layer conv to try under 'marble': 0, 1, 2, 3, weighted"):
         run(layers=["conv"], search="marble")
+    with pytest.raises(ValueError, match="No layer is named to try under 'quick': conv, 0, 1, 2, 3"):
+        run(layers=[])
     with pytest.raises(ValueError, match="one or more different seeds"):
         run(seeds=(1, 1))
     (tmp_path / "file").touch()
