@@ -23,7 +23,7 @@ LEVELS = (
 # Lines of Python in a wing, at most.
 LIMITS = {
     "top": 1_322,
-    "common": 1_020,
+    "common": 1_023,
     "model": 2_066,
     "audio": 2_548,
     "corpus": 2_496,

@@ -146,6 +146,9 @@ def read_results(path: str | os.PathLike) -> dict:
     content = parse_json(path, advice)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION or "records" not in content:
         raise ValueError(f"'{path}' is no results file of format {FORMAT_VERSION}; {advice}.")
+    needed = {"source", "source_kind", "task", "metric", "value"}
+    if not all(isinstance(record, dict) and needed <= record.keys() for record in content["records"]):
+        raise ValueError(f"'{path}' has a record without one of {', '.join(sorted(needed))}; {advice}.")
     return content
 
 

@@ -20,6 +20,7 @@ def test_results_come_back_from_file_or_folder(tmp_path):
         (b"[]", "format 1"),
         (b"{}", "format 1"),
         (b'{"format_version": 2, "records": []}', "format 1"),
+        (b'{"format_version": 1, "records": [{"task": "key"}]}', "a record without one of metric, source,"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, words):
