@@ -78,12 +78,12 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"`mode` is {self.mode!r}. Use one of {', '.join(MODES)}.")
         if self.problem_type not in (None, *PROBLEMS):
             raise ValueError(f"`problem_type` is {self.problem_type!r}. Use one of {', '.join(PROBLEMS)}.")
-        positive = ("crop_seconds", "window_seconds", "last_k", "lora_rank", "learning_rate", "head_learning_rate")
-        for name in positive:
+        for name in ("crop_seconds", "window_seconds", "last_k", "lora_rank", "head_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. Use a value above 0.")
-        if self.early_stopping_patience < 0:
-            raise ValueError(f"`early_stopping_patience` is {self.early_stopping_patience}. Use 0 or more.")
+        for name in ("learning_rate", "early_stopping_patience"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}. Use 0 or more.")
         if isinstance(self.label, str):
             self.label = [self.label]
         if self.ddp_find_unused_parameters is None:
