@@ -25,13 +25,13 @@ LIMITS = {
     "top": 1_322,
     "common": 1_023,
     "model": 2_066,
-    "audio": 2_548,
+    "audio": 2_545,
     "corpus": 2_496,
     "synthetic": 966,
     "features": 2_079,
     "pretraining": 1_878,
     "finetuning": 608,
-    "probing": 4_387,
+    "probing": 4_386,
     "hub": 1_376,
 }
 

@@ -143,6 +143,7 @@ def list_parquet(container: str) -> Iterator[PackedRow]:
             raise ValueError(f"{container} has a column of a kind that cannot be kept ({error}); drop it.") from error
         column = audio_column(container, features)
         others = [name for name in parquet.schema_arrow.names if name != column]
+        classes = {name: kind for name in others if (kind := class_label(features[name])) is not None}
         for group in range(parquet.num_row_groups):
             rows = parquet.read_row_group(group, columns=[*others, f"{column}.path"]).to_pylist()
             chunks = parquet.metadata.row_group(group)
@@ -150,18 +151,22 @@ def list_parquet(container: str) -> Iterator[PackedRow]:
             num_bytes = sum(c.total_compressed_size for c in sizes if c.path_in_schema == f"{column}.bytes")
             for number, row in enumerate(rows):
                 name = (row.pop(column) or {}).get("path") or ""
-                row = {field: _class_names(features[field], value) for field, value in row.items()}
+                row |= {field: _class_names(kind, row[field]) for field, kind in classes.items()}
                 # The length of a single row is not known before it is read.
                 yield PackedRow(PackedFile(container, name, group, number, column), num_bytes // len(rows), row)
 
 
-def _class_names(feature, value):
-    """The name of a class, or of each in a list, where a column is of `datasets.ClassLabel`; else the value itself."""
-    if isinstance(feature, List) and value is not None:
-        return [_class_names(feature.feature, one) for one in value]
-    if isinstance(feature, ClassLabel) and value is not None:
-        return feature.int2str(value) if value >= 0 else None
-    return value
+def class_label(feature) -> ClassLabel | None:
+    """The `ClassLabel` that a column is made of, or its lists are; None if there is none."""
+    inner = feature.feature if isinstance(feature, List) else feature
+    return inner if isinstance(inner, ClassLabel) else None
+
+
+def _class_names(kind: ClassLabel, value: int | list | None) -> str | list | None:
+    """The name of a class, or of each in a list; none of a class that is missing."""
+    if isinstance(value, list):
+        return [_class_names(kind, one) for one in value]
+    return None if value is None or value < 0 else kind.int2str(value)
 
 
 @lru_cache(maxsize=1)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, List
+from datasets import Dataset, List
 
+from music2vec_hf.audio.containers import class_label
 from music2vec_hf.audio.listing import Track, find_files, list_tracks
 from music2vec_hf.audio.metadata import METADATA_FILES, read_table, text_of
 
@@ -125,12 +126,6 @@ def find_labels(
     if len(names) < (2 if problem_type == CLASSES else 1):
         raise ValueError(f"The column {columns[0]} of {where} has {len(names)} labels, too few to learn.")
     return Labels(tuple(columns), problem_type, tuple(names))
-
-
-def class_label(feature) -> ClassLabel | None:
-    """The `ClassLabel` that a column is made of, or its lists are; None if there is none."""
-    inner = feature.feature if isinstance(feature, List) else feature
-    return inner if isinstance(inner, ClassLabel) else None
 
 
 def label_values(table: Dataset, columns: Sequence[str], problem_type: str, where: str) -> list:

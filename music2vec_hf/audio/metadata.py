@@ -76,15 +76,15 @@ def names_files(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(1 << 16) + file.readline()
     utf16 = head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    text = head.decode("utf-16" if utf16 else "latin-1", "replace").removeprefix("\xef\xbb\xbf").lstrip("\r\n")
+    text = head.decode("utf-16" if utf16 else "latin-1", "replace").removeprefix("\xef\xbb\xbf")
     if path.suffix.lower() == ".jsonl":
         try:
-            row = json.loads(text.partition("\n")[0] or "{}")
+            row = json.loads(text.lstrip().partition("\n")[0] or "{}")
         except json.JSONDecodeError:
             return False
         return isinstance(row, dict) and _path_column(row) is not None
     separator, text = _layout(path, text)
-    header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), [])
     return _path_column(header) is not None and header != _REJECTS
 
 
@@ -107,19 +107,19 @@ def _decode(path: Path) -> str:
 
 def _layout(path: Path, text: str) -> tuple[str, str]:
     """The separator of a table, and its text without the line `sep=;` that spreadsheets put before it."""
-    if match := re.match(r"sep=(.)\r?\n", text):
+    if match := re.match(r"[\r\n]*sep=(.)\r?\n", text):
         return match[1], text[match.end() :]
     if path.suffix.lower() == ".tsv":
         return "\t", text
-    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     return next((one for one in ",;\t|" if _path_column(next(csv.reader([header], delimiter=one), []))), ","), text
 
 
 def _read_separated(path: Path, text: str) -> list[dict]:
-    separator, text = _layout(path, text.lstrip("\r\n"))
+    separator, text = _layout(path, text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next(filter(None, reader), [])]
         named = [name for name in header if name]
         if twice := [name for name in named if named.count(name) > 1]:
             raise ValueError(f"{path} has the column {twice[0]!r} twice; rename one of them.")
@@ -171,7 +171,8 @@ def type_metadata(
         values = [row.get(name) for row in rows]
         renamed = f"manifest_{name}" if name in CORPUS_COLUMNS else name
         columns[renamed] = _parse_column(values) if as_text else list(map(storable, values))
-        if _too_long(value for value in columns[renamed] if isinstance(value, int)):
+        # Whole numbers that are too long to be kept as numbers are names.
+        if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in columns[renamed]):
             columns[renamed] = [None if value is None else str(value) for value in columns[renamed]]
         try:
             found = pa.array(columns[renamed]).type
@@ -181,17 +182,13 @@ def type_metadata(
     return types, [{name: values[index] for name, values in columns.items()} for index in range(len(rows))]
 
 
-def _too_long(values: Iterable[int]) -> bool:
-    return any(not -(2**63) <= value < 2**63 for value in values)
-
-
 def _parse_column(texts: list[str | None]) -> list:
     """A column of texts as integers or numbers where every value is one; an empty text is a missing value."""
     values = [text if text else None for text in texts]
     present = [value for value in values if value is not None]
-    # "007" is a name, not a number; so are whole numbers that are too long to be kept as numbers.
+    # "007" is a name, not a number.
     if present and all(re.fullmatch(r"-?(0|[1-9]\d*)", value) for value in present):
-        return values if _too_long(map(int, present)) else [None if value is None else int(value) for value in values]
+        return [None if value is None else int(value) for value in values]
     if present and all(re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", value) for value in present):
         return [None if value is None else float(value) for value in values]
     return values

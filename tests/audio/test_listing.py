@@ -69,6 +69,12 @@ def test_a_table_is_read_whatever_stands_before_its_first_row(songs, name, text)
     assert listed(songs, "id") == {"a.wav": 1}
 
 
+def test_lines_are_counted_from_the_top_of_the_file(songs):
+    (songs / "list.csv").write_text("\n\nfile_name,id\na.wav,1,2\n")
+    with pytest.raises(ValueError, match=r"list\.csv line 4 has 3 fields, its header 2"):
+        list_source(songs)
+
+
 @pytest.mark.parametrize("text", ["# songs\nfile_name,id\na.wav,1\n", "File_Name,id\na.wav,1\n"])
 def test_a_table_that_is_not_used_is_named(songs, text, caplog):
     (songs / "list.csv").write_text(text)

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets, config, load_dataset, load_from_disk
 
-from music2vec_hf.audio.containers import name_audio_column
+from music2vec_hf.audio.containers import class_label, name_audio_column
 from music2vec_hf.audio.decoding import AudioError
 from music2vec_hf.audio.labels import (
     CLASSES,
     SPLIT_NAMES,
     VALUES,
-    class_label,
     find_labels,
     label_values,
     list_labelled,
